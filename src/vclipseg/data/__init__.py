@@ -1,0 +1,1 @@
+"""What is segmented: volumes, data sets, preprocessing, the cache of prepared cases."""

@@ -1,0 +1,157 @@
+"""The image files the project knows: NIfTI, NRRD, MHA, and the HDF5 of the literature.
+
+Readers give a plain array with channels last, `(X, Y, Z)` or `(X, Y, Z, C)`, and its
+affine to RAS+ mm; writers take the same. SimpleITK's LPS and its reversed axes end here.
+NIfTI is read by nibabel, as SimpleITK refuses affines that are not orthonormal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+HDF5_SUFFIXES = (".h5",)
+IMAGE_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES + HDF5_SUFFIXES
+WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+HDF5_SPACING_MM = 0.625
+"""The HDF5 files of the left atrium literature carry no geometry; all are this isotropic."""
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+Geometry = tuple[tuple[int, ...], np.ndarray]
+Voxels = tuple[np.ndarray, np.ndarray]
+
+
+def image_suffix(path: str | Path) -> str:
+    """The suffix of an image file, `.nii.gz` counted as one; empty if it is no image file."""
+    name = Path(path).name.lower()
+    return next((s for s in IMAGE_SUFFIXES if name.endswith(s)), "")
+
+
+def strip_suffix(path: str | Path) -> str:
+    """The name of an image file without folder and suffix: `a/b.nii.gz` is `b`."""
+    name = Path(path).name
+    return name[: len(name) - len(image_suffix(path))]
+
+
+def affine_spacing(affine: np.ndarray) -> tuple[float, float, float]:
+    """The lengths in mm of an affine's three voxel steps."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    return float(x), float(y), float(z)
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Shape `(X, Y, Z[, C])` and affine of a file, without its voxels."""
+    suffix = image_suffix(path)
+    if suffix in NIFTI_SUFFIXES:
+        image = nib.load(path)
+        return image.shape, image.affine
+    if suffix in ITK_SUFFIXES:
+        return _itk_geometry(path)
+    with h5py.File(path, "r") as file:
+        return file["image"].shape, _hdf5_affine()
+
+
+def read_voxels(path: Path, kind: str) -> Voxels:
+    """Voxels `(X, Y, Z[, C])` and affine of a file; `kind` is `"image"` or `"label"`."""
+    suffix = image_suffix(path)
+    if suffix in NIFTI_SUFFIXES:
+        return _read_nifti(path, kind)
+    if suffix in ITK_SUFFIXES:
+        return _read_itk(path)
+    with h5py.File(path, "r") as file:
+        return file[kind][()], _hdf5_affine()
+
+
+def write_voxels(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Write voxels `(X, Y, Z[, C])` in the format that the suffix names."""
+    if image_suffix(path) in NIFTI_SUFFIXES:
+        _write_nifti(array, affine, path)
+    else:
+        _write_itk(array, affine, path)
+
+
+def stored_files(path: Path) -> tuple[Path, ...]:
+    """The files that hold a volume: `.mhd` and `.nhdr` keep their voxels in a second one."""
+    if image_suffix(path) not in (".mhd", ".nhdr") or not path.is_file():
+        return (path,)
+    text = path.read_bytes()[:65536].decode("latin-1")
+    found = re.search(r"(?im)^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", text)
+    if not found or found[1] in ("LOCAL", "LIST"):
+        return (path,)
+    return (path, path.parent / found[1])
+
+
+def _read_nifti(path: Path, kind: str) -> Voxels:
+    image = nib.load(path)
+    if kind == "image" and image.get_data_dtype().kind in "biuf":
+        return image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine
+    return np.asanyarray(image.dataobj), image.affine
+
+
+def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    axes = affine[:3, :3] / affine_spacing(affine)
+    if np.allclose(axes.T @ axes, np.eye(3), atol=1e-5):  # a qform cannot hold a shear
+        image.set_qform(affine, code="scanner")
+    nib.save(image, path)
+
+
+def _itk_affine(
+    spacing: Sequence[float], direction: Sequence[float], origin: Sequence[float]
+) -> np.ndarray:
+    """RAS+ affine from ITK's LPS geometry; a fourth axis is dropped."""
+    dims = len(spacing)
+    affine = np.eye(4)
+    affine[:3, :3] = (np.reshape(direction, (dims, dims)) * np.asarray(spacing))[:3, :3]
+    affine[:3, 3] = origin[:3]
+    return _LPS_TO_RAS @ affine
+
+
+def _itk_geometry(path: Path) -> Geometry:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) < 3:
+        raise ValueError(f"shape {size} is not that of a 3-D volume")
+    affine = _itk_affine(reader.GetSpacing(), reader.GetDirection(), reader.GetOrigin())
+    return ((*size, components) if components > 1 else size), affine
+
+
+def _read_itk(path: Path) -> Voxels:
+    image = sitk.ReadImage(str(path))
+    if image.GetDimension() < 3:
+        raise ValueError(f"shape {image.GetSize()} is not that of a 3-D volume")
+    array = sitk.GetArrayFromImage(image)  # (Z, Y, X), (Z, Y, X, C) or (C, Z, Y, X)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.moveaxis(array, -1, 0)
+    affine = _itk_affine(image.GetSpacing(), image.GetDirection(), image.GetOrigin())
+    return array.T, affine
+
+
+def _write_itk(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    vector = array.ndim == 4
+    data = np.moveaxis(array.T, 0, -1) if vector else array.T  # (Z, Y, X[, C])
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data), isVector=vector)
+    lps = _LPS_TO_RAS @ affine
+    spacing = affine_spacing(lps)
+    image.SetSpacing(spacing)
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _hdf5_affine() -> np.ndarray:
+    return np.diag([HDF5_SPACING_MM] * 3 + [1.0])

@@ -1,0 +1,316 @@
+"""Volumes with their geometry: reading, writing and reorienting.
+
+Everywhere in the project an array is `(X, Y, Z)` as nibabel gives it, channels first, and
+an affine takes voxel indices to RAS+ millimetres. `formats.py` holds what files do.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from vclipseg.data.formats import (
+    IMAGE_SUFFIXES,
+    WRITE_SUFFIXES,
+    affine_spacing,
+    image_suffix,
+    read_geometry,
+    read_voxels,
+    stored_files,
+    strip_suffix,
+    write_voxels,
+)
+from vclipseg.errors import DataError, UsageError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "WRITE_SUFFIXES",
+    "Header",
+    "Volume",
+    "affine_spacing",
+    "axes_and_flips",
+    "image_suffix",
+    "read_header",
+    "read_image",
+    "read_labels",
+    "reorient",
+    "stored_files",
+    "strip_suffix",
+    "turn",
+    "turn_affine",
+    "turn_back",
+    "write",
+]
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ImageFileError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image `(C, X, Y, Z)` or labels `(X, Y, Z)`, and where its voxels are.
+
+    Attributes:
+        array: The voxels.
+        affine: `(4, 4)` float64, voxel indices to RAS+ mm.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y and Z."""
+        x, y, z = self.array.shape[-3:]
+        return x, y, z
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along X, Y and Z, in mm."""
+        return affine_spacing(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """The world direction each axis is closest to, such as `"RAS"`."""
+        return "".join(nib.orientations.aff2axcodes(self.affine))
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a file says of its volume, without the voxels."""
+
+    shape: tuple[int, int, int]
+    channels: int
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along X, Y and Z, in mm."""
+        return affine_spacing(self.affine)
+
+
+def read_header(path: str | Path) -> Header:
+    """Read shape, channels and affine, not the voxels.
+
+    Raises:
+        DataError: The file is missing, unreadable or not a volume.
+    """
+    path = Path(path)
+    with _naming(path):
+        return _header(*read_geometry(path))
+
+
+def read_image(paths: str | Path | Sequence[Path]) -> Volume:
+    """Read an image as float32 `(C, X, Y, Z)`.
+
+    Args:
+        paths: One file a channel, or one file with its channels in the last axis.
+
+    Raises:
+        DataError: A file is missing, unreadable or differs in shape from the first.
+    """
+    files = (
+        [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
+    )
+    first, *others = [_read(path, "image") for path in files]
+    for path, other in zip(files[1:], others, strict=True):
+        if other.shape != first.shape:
+            raise DataError(
+                f"{path}: shape {other.shape} differs from {first.shape} of {files[0].name}. "
+                "The channels of a case must share one grid: resample them to it."
+            )
+    if not others:
+        return first
+    return Volume(
+        np.concatenate([first.array, *[o.array for o in others]]), first.affine
+    )
+
+
+def read_labels(path: str | Path) -> Volume:
+    """Read labels as integers `(X, Y, Z)`, values as stored.
+
+    Floats that are integers are accepted, as many tools write such files.
+
+    Raises:
+        DataError: The file is missing, unreadable, has channels or holds fractions.
+    """
+    path = Path(path)
+    volume = _read(path, "label")
+    if len(volume.array) != 1:
+        raise DataError(
+            f"{path}: has {len(volume.array)} channels; labels are one volume of class values."
+        )
+    return Volume(_as_integers(volume.array[0], path), volume.affine)
+
+
+def write(volume: Volume, path: str | Path) -> None:
+    """Write a volume whole or not at all, in the format its suffix names.
+
+    Raises:
+        UsageError: The suffix is none of `WRITE_SUFFIXES`.
+    """
+    path = Path(path)
+    suffix = image_suffix(path)
+    if suffix not in WRITE_SUFFIXES:
+        raise UsageError(
+            f"{path}: volumes are written as {', '.join(WRITE_SUFFIXES)}; name the file so."
+        )
+    temporary = path.with_name(f".{strip_suffix(path)}.{os.getpid()}.tmp{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_voxels(_storable(volume.array), volume.affine, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
+    """Permute and flip axes to the nearest match of an orientation. Loses nothing.
+
+    Every voxel keeps its value and its place in the world.
+    """
+    axes, flips = axes_and_flips(volume.affine, orientation)
+    array = np.ascontiguousarray(turn(volume.array, axes, flips))
+    return Volume(array, turn_affine(volume.affine, volume.shape, axes, flips))
+
+
+def axes_and_flips(
+    affine: np.ndarray, orientation: str
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """How to turn a volume to an orientation: the axis to take for each axis, and whether flipped.
+
+    Args:
+        affine: `(4, 4)`, voxel to RAS+ mm.
+        orientation: Three letters, such as `"RAS"`.
+    """
+    start = nib.orientations.io_orientation(affine)
+    end = nib.orientations.axcodes2ornt(tuple(orientation))
+    change = nib.orientations.ornt_transform(
+        start, end
+    )  # row: old axis; columns: new axis, flip
+    axes = tuple(int(a) for a in np.argsort(change[:, 0]))
+    return axes, tuple(bool(change[a, 1] < 0) for a in axes)
+
+
+def turn(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
+    """Take the last three axes in another order, then flip those asked for; a view."""
+    lead = array.ndim - 3
+    array = array.transpose(*range(lead), *[lead + a for a in axes])
+    return array[(..., *[slice(None, None, -1 if f else 1) for f in flips])]
+
+
+def turn_back(
+    array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]
+) -> np.ndarray:
+    """Undo `turn`; a view."""
+    lead = array.ndim - 3
+    array = array[(..., *[slice(None, None, -1 if f else 1) for f in flips])]
+    return array.transpose(*range(lead), *[lead + int(a) for a in np.argsort(axes)])
+
+
+def turn_affine(
+    affine: np.ndarray, shape: Sequence[int], axes: Sequence[int], flips: Sequence[bool]
+) -> np.ndarray:
+    """The affine of a turned volume, given the shape before."""
+    to_old = np.zeros((4, 4))
+    to_old[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
+        to_old[old, new] = -1 if flip else 1
+        to_old[old, 3] = shape[old] - 1 if flip else 0
+    return affine @ to_old
+
+
+def _read(path: Path, kind: str) -> Volume:
+    """Read voxels as `(C, X, Y, Z)`: float32 for an image, as stored for a label."""
+    with _naming(path):
+        array, affine = read_voxels(path, kind)
+        header = _header(array.shape, affine)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"voxels of type {array.dtype} are not numbers on one scale"
+            )
+        array = np.moveaxis(array.reshape(*header.shape, header.channels), -1, 0)
+        dtype = np.float32 if kind == "image" else array.dtype
+        return Volume(np.ascontiguousarray(array, dtype=dtype), header.affine)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what a reader raises into a `DataError` that names the file."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
+    if not image_suffix(path):
+        raise DataError(
+            f"{path}: not a known image file. Known are {', '.join(IMAGE_SUFFIXES)}."
+        )
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be read ({_reason(error)}). "
+            "It may be truncated or not what its name says: get a fresh copy of it."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The one line of a reader's error that says something."""
+    text = str(error).strip() or type(error).__name__
+    return text.rpartition("ERROR: ")[2].splitlines()[0].strip(" .")
+
+
+def _header(shape: Sequence[int], affine: np.ndarray) -> Header:
+    """Check a shape `(X, Y, Z)`, `(X, Y, Z, C)` or, with one time point, `(X, Y, Z, 1, C)`."""
+    sizes = [int(n) for n in shape]
+    if len(sizes) == 5 and sizes[3] == 1:
+        del sizes[3]
+    if len(sizes) not in (3, 4) or min(sizes) < 1:
+        raise ValueError(f"shape {tuple(sizes)} is not that of a 3-D volume")
+    affine = np.asarray(affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise ValueError(
+            "its affine is not invertible, so that its voxels have no place"
+        )
+    x, y, z, *channels = sizes
+    return Header((x, y, z), channels[0] if channels else 1, affine)
+
+
+def _as_integers(array: np.ndarray, path: Path) -> np.ndarray:
+    """Labels in the smallest of uint8, int32 and int64 that holds them."""
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        if not np.allclose(array, rounded, atol=1e-3, rtol=0):
+            raise DataError(
+                f"{path}: holds values that are not integers. Is it an image or a probability "
+                "map? Labels are integers; resample labels with nearest neighbour."
+            )
+        array = rounded
+    for dtype in (np.uint8, np.int32):
+        if np.iinfo(dtype).min <= array.min() and array.max() <= np.iinfo(dtype).max:
+            return array.astype(dtype)
+    return array.astype(np.int64)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Channels last `(X, Y, Z[, C])`, of a type that every format and viewer knows."""
+    if array.ndim == 4:
+        array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    return array.astype(np.int32) if array.dtype in (np.int64, np.uint64) else array
