@@ -1,0 +1,101 @@
+"""Resampling to another number of voxels over the same field of view.
+
+The corners of the volume stay where they are, as in `torch.nn.functional.interpolate`
+with `align_corners=False`; so voxel centres move by a part of a voxel, and the affine says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch.nn.functional import interpolate
+
+Shape = tuple[int, int, int]
+SMOOTH_ABOVE = 2.0
+"""Images that shrink by more than this along an axis are smoothed along it first."""
+
+
+def resampled_shape(
+    shape: Sequence[int], old: Sequence[float], new: Sequence[float]
+) -> Shape:
+    """Voxels after a change of spacing in mm, the field of view kept as nearly as can be."""
+    x, y, z = (
+        max(1, int(n * a / b + 0.5)) for n, a, b in zip(shape, old, new, strict=True)
+    )
+    return x, y, z
+
+
+def resampled_affine(
+    affine: np.ndarray, old: Sequence[int], new: Sequence[int]
+) -> np.ndarray:
+    """The affine of a grid of `new` voxels over the field of view of one of `old`."""
+    factor = np.asarray(old) / np.asarray(new)
+    scaled = affine.copy()
+    scaled[:3, :3] = affine[:3, :3] * factor
+    scaled[:3, 3] += affine[:3, :3] @ (
+        (factor - 1) / 2
+    )  # half a new voxel from the old corner
+    return scaled
+
+
+def resample_image(array: np.ndarray, shape: Shape) -> np.ndarray:
+    """Resample an image linearly, smoothed where it shrinks a lot.
+
+    Args:
+        array: float32 `(C, X, Y, Z)`.
+        shape: The new `(X, Y, Z)`.
+    """
+    if array.shape[1:] == tuple(shape):
+        return array
+    return np.stack(
+        [linear(_smoothed(channel, shape), shape).numpy() for channel in array]
+    )
+
+
+def resample_labels(labels: np.ndarray, shape: Shape) -> np.ndarray:
+    """Resample class indices `(X, Y, Z)`: linear on each class, then the largest."""
+    if labels.shape == tuple(shape):
+        return labels
+    found = np.unique(labels)
+    shares = (linear(labels == index, shape) for index in found)
+    return found[running_argmax(shares)]
+
+
+def linear(array: np.ndarray | torch.Tensor, shape: Shape) -> torch.Tensor:
+    """One array `(X, Y, Z)` resampled to `shape` as float32, on the device it is on."""
+    values = torch.as_tensor(array).float()
+    if values.shape == tuple(shape):
+        return values
+    return interpolate(values[None, None], size=tuple(shape), mode="trilinear")[0, 0]
+
+
+def running_argmax(values: Iterable[torch.Tensor]) -> np.ndarray:
+    """Which of some arrays `(X, Y, Z)` is largest in each voxel, holding two at a time.
+
+    Returns:
+        uint8 `(X, Y, Z)`; the first of equals.
+    """
+    best, mask = None, None
+    for index, value in enumerate(values):
+        if best is None or mask is None:
+            best, mask = value.clone(), torch.zeros_like(value, dtype=torch.uint8)
+            continue
+        larger = value > best
+        best[larger] = value[larger]
+        mask[larger] = index
+    if mask is None:
+        raise ValueError("no arrays to compare")
+    return mask.cpu().numpy()
+
+
+def _smoothed(array: np.ndarray, shape: Shape) -> np.ndarray:
+    """Smooth along axes that shrink by more than `SMOOTH_ABOVE`, against aliasing."""
+    for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)):
+        if old / new > SMOOTH_ABOVE:
+            array = gaussian_filter1d(
+                array, (old / new - 1) / 2, axis=axis, mode="nearest"
+            )
+    return array
