@@ -1,0 +1,87 @@
+"""Checkpoints: atomic, versioned, and loaded without running anybody's pickled code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vclipseg.errors import DataError, UsageError
+
+VERSION = 1
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write all that a run needs to go on (a `TrainState.state_dict()`)."""
+    _atomic(path, lambda file: torch.save({"version": VERSION, **state}, file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        DataError: the file is damaged or of another version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(
+            f"{path}: not a readable checkpoint ({error}); start the run anew"
+        ) from error
+    if state.pop("version", None) != VERSION:
+        raise DataError(
+            f"{path}: checkpoint of another version; train with the version that wrote it"
+        )
+    return state
+
+
+def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Write weights and, in the same file, the JSON that says how to use them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    metadata = {
+        "format": "vclipseg",
+        "version": str(VERSION),
+        "description": json.dumps(description),
+    }
+    _atomic(path, lambda file: save_file(tensors, file, metadata))
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_model` wrote: weights and description.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is damaged or not a model of this project.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such model")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a readable model ({error})") from error
+    if metadata.get("format") != "vclipseg" or metadata.get("version") != str(VERSION):
+        raise DataError(f"{path}: not a model of this version of vclipseg")
+    return weights, json.loads(metadata["description"])
+
+
+def _atomic(path: Path, write: Callable[[str], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

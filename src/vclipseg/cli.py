@@ -1,0 +1,320 @@
+"""The command line: verbs and their options. Nothing heavy is imported until a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="vclipseg",
+    help="Train a 3D segmentation model from a handful of annotated scans and many that nobody annotated.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="Override a setting: key=value, such as train.steps=500.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+WorkersOption = Annotated[int, typer.Option(help="Processes for reading; 0: one a core.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+
+
+def main() -> None:
+    """Run the command line; errors a person can act on become one message and an exit code."""
+    from vclipseg.errors import VclipsegError
+
+    try:
+        app(standalone_mode=False)
+    except VclipsegError as error:
+        sys.exit(_fail(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong options
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _print(value: Any, as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        from vclipseg.commands import to_json
+
+        print(to_json(value))
+    else:
+        print("\n".join(lines))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for phantom, runs and report.")] = Path(
+        "runs/demo"
+    ),
+    reduced: Annotated[
+        bool, typer.Option(help="A few cases and steps, to try the machinery.")
+    ] = False,
+    seed: int = 0,
+) -> None:
+    """The main job end to end on made-up anatomy, in a few minutes on a CPU."""
+    from vclipseg.console import Console
+    from vclipseg.demo import run_demo
+
+    print(run_demo(out, Console(), reduced=reduced, seed=seed))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder of the data set, or a CSV file.")],
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a mended copy here; the original is never changed.")
+    ] = None,
+    settings: SetOption = [],  # noqa: B006
+    workers: WorkersOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """What is wrong with a data set, in mm, and what --fix can mend. Exit code 3: not to be trusted."""
+    from vclipseg import commands
+    from vclipseg.console import Console
+
+    findings, lines = commands.check(folder, fix, settings, Console(quiet), workers)
+    _print(findings.to_json(), as_json, lines)
+    raise typer.Exit(0 if findings.trustworthy else 3)
+
+
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    plan: Annotated[
+        Path, typer.Option(help="Plan to write, or to follow if it is there (edit it freely).")
+    ] = Path("plan.json"),
+    settings: SetOption = [],  # noqa: B006
+    workers: WorkersOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Decide orientation, spacing, intensity and crop; prepare the training cases into the cache."""
+    from vclipseg import commands
+    from vclipseg.console import Console
+
+    result = commands.prepare_only(data, plan, settings, Console(quiet), workers)
+    lines = [f"{key}: {value}" for key, value in result.items()]
+    _print(result, as_json, [*lines, f"next: vclipseg train {data} --plan {plan}"])
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="Recipe (TOML), or the data folder itself.")
+    ] = None,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/NAME-METHOD-... if left out.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Method, as `vclipseg info` lists them.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset of the method.")] = None,
+    labeled: Annotated[int | None, typer.Option(help="Use the first N labeled cases only.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="clip, orthogonal, random, or a .safetensors of vectors.")
+    ] = None,
+    transductive: Annotated[
+        bool, typer.Option(help="Train on the test images too, unlabeled.")
+    ] = False,
+    plan: Annotated[Path | None, typer.Option(help="A plan.json from `vclipseg prepare`.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Train without checking the data.")
+    ] = False,
+    settings: SetOption = [],  # noqa: B006
+    workers: WorkersOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train, evaluate on the test cases if they have labels, and write the report. Ctrl-C is safe."""
+    from vclipseg import commands
+    from vclipseg.console import Console
+
+    console = Console(quiet)
+    if resume:
+        run = commands.resume(resume, console, data, workers)
+    else:
+        options = {
+            "method.name": method,
+            "method.preset": preset,
+            "data.labeled": labeled,
+            "train.seed": seed,
+            "text.source": text,
+            "data.transductive": True if transductive else None,
+        }
+        given = [f"{key}={_toml(value)}" for key, value in options.items() if value is not None]
+        experiment, root = commands.resolve_train(recipe, data, [*given, *settings])
+        run = commands.train_new(
+            experiment,
+            root,
+            out or commands.default_folder(experiment),
+            console,
+            check=not no_check,
+            plan=plan,
+            workers=workers,
+            command=sys.argv,
+        )
+    result, lines = commands.train_result(run)
+    _print(result, as_json, lines)
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(help="Run folder; or a folder of predicted masks with --references.")
+    ],
+    data: DataOption = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Folder of reference masks, to score a folder of masks.")
+    ] = None,
+    settings: SetOption = [],  # noqa: B006
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Dice, Jaccard, 95HD, ASD and NSD of every test case and class, with intervals."""
+    from vclipseg import commands
+    from vclipseg.console import Console
+
+    summary = commands.evaluate(run, data, references, settings, Console(quiet), workers)
+    _print(summary, as_json, commands.summary_lines(summary))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
+    scans: Annotated[list[Path], typer.Argument(help="Scans or folders of scans.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File or folder; NAME_seg.nii.gz beside the scan."),
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option(help="Also write class probabilities (4D).")
+    ] = False,
+    settings: SetOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Masks on the scans' own grids."""
+    from vclipseg import commands
+    from vclipseg.console import Console
+
+    files = commands.predict(
+        model,
+        scans,
+        output,
+        Console(quiet),
+        settings,
+        overwrite=overwrite,
+        probabilities=probabilities,
+    )
+    _print([str(file) for file in files], as_json, [str(file) for file in files])
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Run folder.")],
+    run_b: Annotated[Path, typer.Argument(help="Run folder on the same test cases.")],
+    metric: Annotated[str, typer.Option(help="dice, jaccard, hd95_mm, assd_mm, nsd, ...")] = "dice",
+    lcc: Annotated[bool, typer.Option(help="Of the largest component of each class.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Paired differences case by case, with a confidence interval and the Wilcoxon test."""
+    from vclipseg.compare import compare_runs
+
+    result = compare_runs(run_a, run_b, metric, lcc=lcc)
+    _print(result.to_json(), as_json, [result.text()])
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the one reported.")],
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File; report.html in the first run folder.")
+    ] = None,
+) -> None:
+    """One HTML file that opens offline: curves, tables, cases as slices and in 3D, provenance."""
+    from vclipseg.report import write_report
+
+    print(write_report(runs, out, data))
+
+
+@app.command()
+def prompts(
+    classes: Annotated[
+        list[str], typer.Argument(help="Class names, background first; or a data folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the vectors here (.safetensors).")] = None,
+    text: Annotated[str | None, typer.Option(help="clip, orthogonal, random, or a file.")] = None,
+    settings: SetOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build, show and export the text vectors of class names, with their cosine matrix."""
+    from vclipseg import commands
+
+    if text:
+        settings = [f"text.source={text}", *settings]
+    result, lines = commands.prompts(classes, out, settings, overwrite)
+    _print(result, as_json, lines)
+
+
+@app.command()
+def info(as_json: JsonOption = False) -> None:
+    """Version, methods and their presets."""
+    from vclipseg import commands
+
+    content = commands.info()
+    lines = [f"vclipseg {content['version']}"]
+    lines += [f"{name}: {', '.join(names)}" for name, names in content["methods"].items()]
+    _print(content, as_json, lines)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from vclipseg.commands import versions
+
+        print(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions, and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

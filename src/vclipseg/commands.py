@@ -1,0 +1,308 @@
+"""The verbs as functions: what the command line does, callable from Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vclipseg import __version__
+from vclipseg.config import DataSettings, Experiment, load_experiment
+from vclipseg.console import Console
+from vclipseg.data.check import check_dataset
+from vclipseg.data.datasets import open_dataset
+from vclipseg.data.findings import Findings
+from vclipseg.data.fix import fix_copy
+from vclipseg.data.plan import load_plan, make_plan, save_plan
+from vclipseg.defaults import own_data_defaults
+from vclipseg.errors import DataError, UsageError
+from vclipseg.evaluation import evaluate_folder, summarize, write_scores
+from vclipseg.experiment import Run, evaluate_run, new_run, prepare_data, train_run
+from vclipseg.inference import load
+from vclipseg.methods import METHODS, presets
+from vclipseg.networks.text import cosine_matrix, text_vectors
+from vclipseg.report import write_report
+from vclipseg.scans import predict_scans
+
+
+def resolve_train(
+    recipe: Path | None, data: Path | None, overrides: Sequence[str]
+) -> tuple[Experiment, Path]:
+    """What `vclipseg train [RECIPE] --data FOLDER` means: the experiment and the data folder.
+
+    Without a recipe, patch, width and length are decided from the data and the machine.
+    """
+    if recipe is not None and recipe.is_dir():
+        recipe, data = None, data or recipe
+    if data is None:
+        raise UsageError("no data: give the folder of the data set with --data FOLDER")
+    if recipe is not None:
+        return load_experiment(recipe, overrides), data
+    first = load_experiment(None, overrides)
+    names, values = first.data.class_names, first.data.label_values
+    dataset = open_dataset(data, class_names=names, label_values=values)
+    plan = make_plan(dataset, dataset.train, first.prepare)
+    return load_experiment(None, overrides, own_data_defaults(dataset, plan)), data
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """`runs/NAME-METHOD-PRESET-sSEED`."""
+    parts = (experiment.name, experiment.method_name, experiment.preset)
+    return Path("runs") / f"{'-'.join(parts)}-s{experiment.train.seed}"
+
+
+def train_new(
+    experiment: Experiment,
+    data: Path,
+    folder: Path,
+    console: Console,
+    *,
+    check: bool = True,
+    plan: Path | None = None,
+    workers: int = 0,
+    command: Sequence[str] = (),
+) -> Run:
+    """Check the data, prepare them, train, evaluate where test labels are, report."""
+    if check:
+        require_trustworthy(experiment, data, console)
+    given = load_plan(plan) if plan else None
+    run, prepared = new_run(experiment, data, folder, console, command, given, workers)
+    console.note(describe(run))
+    train_run(run, prepared.cases, console)
+    return finish(run, console)
+
+
+def resume(folder: Path, console: Console, data: Path | None = None, workers: int = 0) -> Run:
+    """Go on with a run that was stopped."""
+    run = Run.open(folder)
+    root = run.data_root(data)
+    prepared = prepare_data(run.experiment, root, console, run.plan, workers)
+    if prepared.split.hash != run.split.hash:
+        raise DataError(
+            f"{root}: the data are not those that {folder} was started with (hash "
+            f"{prepared.split.hash[:19]}..., was {run.split.hash[:19]}...); start a new run"
+        )
+    train_run(run, prepared.cases, console)
+    return finish(run, console, data)
+
+
+def finish(run: Run, console: Console, data: Path | None = None) -> Run:
+    """Evaluate where test cases have labels, then write the report."""
+    dataset = open_dataset(
+        run.data_root(data),
+        class_names=run.experiment.data.class_names,
+        label_values=run.experiment.data.label_values,
+    )
+    if any(case.label for case in dataset.test):
+        evaluate_run(run, console, data)
+    write_report([run.folder], data_root=data)
+    return run
+
+
+def require_trustworthy(experiment: Experiment, data: Path, console: Console) -> None:
+    """Stop where training could not trust the data.
+
+    Raises:
+        DataError: with the problems found.
+    """
+    findings = run_check(data, experiment.data, console)
+    errors = [p for p in findings.problems if p.severity == "error"]
+    if errors:
+        shown = "\n".join(f"  {p.file or p.case_id}: {p.message}" for p in errors[:10])
+        more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
+        raise DataError(
+            f"{data}: {len(errors)} problem(s) that training could not trust:\n{shown}{more}\n"
+            f"`vclipseg check {data}` shows all; --no-check trains all the same"
+        )
+    warnings = len(findings.problems)
+    if warnings:
+        console.note(f"check: {warnings} warning(s); `vclipseg check {data}` shows them")
+
+
+def run_check(folder: Path, names: DataSettings, console: Console, workers: int = 0) -> Findings:
+    """`check_dataset` with a progress bar."""
+    with console.bar("check") as advance:
+        return check_dataset(
+            folder,
+            class_names=names.class_names,
+            label_values=names.label_values,
+            workers=workers or None,
+            on_progress=lambda done, total, word="": advance(done, str(word), total),
+        )
+
+
+def check(
+    folder: Path, fix: Path | None, overrides: Sequence[str], console: Console, workers: int
+) -> tuple[Findings, list[str]]:
+    """Check a data set and, with `fix`, write a mended copy and check that."""
+    names = load_experiment(None, overrides).data
+    findings = run_check(folder, names, console, workers)
+    lines = findings.lines()
+    if fix:
+        mended = fix_copy(findings, fix)
+        findings = run_check(fix, names, console, workers)
+        lines += ["", f"{len(mended)} mended in the copy {fix}:", *findings.lines()]
+    elif findings.trustworthy:
+        lines.append(f"next: vclipseg train {folder}")
+    return findings, lines
+
+
+def prepare_only(
+    data: Path, plan_path: Path, overrides: Sequence[str], console: Console, workers: int
+) -> dict[str, Any]:
+    """Decide the plan, or take an edited one, and fill the cache."""
+    experiment = load_experiment(None, overrides)
+    if plan_path.is_file():
+        plan = load_plan(plan_path)
+        console.note(f"{plan_path}: plan taken as it is")
+    else:
+        names, values = experiment.data.class_names, experiment.data.label_values
+        dataset = open_dataset(data, class_names=names, label_values=values)
+        plan = make_plan(dataset, dataset.train, experiment.prepare)
+        plan_path.parent.mkdir(parents=True, exist_ok=True)
+        save_plan(plan, plan_path)
+    prepared = prepare_data(experiment, data, console, plan, workers)
+    content = plan.model_dump(mode="json")
+    return {"plan": str(plan_path), "cases": len(prepared.cases.case_ids), **content}
+
+
+def evaluate(
+    run: Path,
+    data: Path | None,
+    references: Path | None,
+    overrides: Sequence[str],
+    console: Console,
+    workers: int,
+) -> dict[str, Any]:
+    """Score a run on its test cases, or a folder of masks against a folder of references."""
+    settings = load_experiment(None, overrides)
+    if references:
+        names = settings.data.class_names
+        if names is None:
+            raise UsageError(
+                "--references needs the class names: --set 'data.class_names=[\"background\", ...]'"
+            )
+        values = settings.data.label_values
+        scores = evaluate_folder(run, references, names, settings.evaluate, label_values=values)
+        summary = summarize(scores, settings.evaluate)
+        write_scores(run, scores, summary)
+        return summary
+    opened = Run.open(run)
+    predict = settings.predict if any(o.startswith("predict.") for o in overrides) else None
+    return evaluate_run(opened, console, data, predict, workers)
+
+
+def predict(
+    model: Path,
+    scans: Sequence[Path],
+    output: Path | None,
+    console: Console,
+    overrides: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    probabilities: bool = False,
+) -> list[Path]:
+    """Masks of scans and folders of scans."""
+    given = any(override.startswith("predict.") for override in overrides)
+    predictor = load(model, load_experiment(None, overrides).predict if given else None)
+    return predict_scans(
+        predictor, scans, output, console, overwrite=overwrite, probabilities=probabilities
+    )
+
+
+def prompts(
+    classes: Sequence[str], out: Path | None, overrides: Sequence[str], overwrite: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """The text vectors of classes, their cosines, and a file of them if asked."""
+    if len(classes) == 1 and Path(classes[0]).is_dir():
+        classes = open_dataset(Path(classes[0])).class_names
+    if out and out.exists() and not overwrite:
+        raise UsageError(f"{out}: exists already; give --overwrite or another --out")
+    settings = load_experiment(None, overrides).text
+    text = text_vectors(settings, classes)
+    cosines = cosine_matrix(text.vectors)
+    if out:
+        text.save(out)
+    width = max(map(len, classes))
+    lines = [f"{text.label}: {len(classes)} x {text.vectors.shape[1]}, {text.hash}"]
+    lines += [f"  {prompt}" for prompt in text.origin.get("prompts", [])]
+    lines += ["cosines"]
+    lines += [
+        f"  {name:{width}}  " + "  ".join(f"{value:6.3f}" for value in row)
+        for name, row in zip(classes, cosines, strict=True)
+    ]
+    if out:
+        lines.append(f"written: {out}")
+    result = {"classes": list(classes), "origin": text.origin, "cosines": cosines.tolist()}
+    return result, lines
+
+
+def train_result(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """What a finished run says: scores if there are any, where things are, what to do next."""
+    result: dict[str, Any] = {"run": str(run.folder), "model": str(run.model_path)}
+    lines = []
+    metrics = run.folder / "metrics.json"
+    if metrics.is_file():
+        result["metrics"] = json.loads(metrics.read_text(encoding="utf-8"))
+        lines += summary_lines(result["metrics"])
+    lines += [
+        f"report: {run.folder / 'report.html'}",
+        f"next: vclipseg predict {run.folder} SCAN.nii.gz -o mask.nii.gz",
+    ]
+    return result, lines
+
+
+def describe(run: Run) -> str:
+    """What is about to run, in two lines."""
+    e, split = run.experiment, run.split
+    text = f", text {run.text.label}" if run.text else ""
+    line = (
+        f"{e.method_name} ({e.preset}{text}): {len(split.labeled)} labeled, "
+        f"{len(split.unlabeled)} unlabeled, {len(split.test)} test; {e.train.steps} steps of "
+        f"{'x'.join(map(str, e.train.patch))} patches, {e.method.filters} filters -> {run.folder}"
+    )
+    if split.transductive:
+        line = "TRANSDUCTIVE: the test images are trained on as unlabeled ones\n" + line
+    return line
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The headline of metrics.json for a terminal."""
+    lines = []
+    for metric, label, scale in (
+        ("dice", "Dice", 1),
+        ("jaccard", "Jaccard", 1),
+        ("hd95_mm", "95HD mm", 1),
+        ("assd_mm", "ASSD mm", 1),
+        ("nsd", "NSD", 1),
+    ):
+        value = summary["mean"][metric]
+        if value["mean"] is None:
+            continue
+        interval = ""
+        if value["low"] is not None:
+            interval = f" [{value['low']:.3f}, {value['high']:.3f}]"
+        lines.append(f"{label:8} {value['mean'] * scale:.3f}{interval}")
+    lines.append(f"{'failures':8} {summary['failures']} of {summary['num_cases']} cases")
+    return lines
+
+
+def info() -> dict[str, Any]:
+    """What is installed and what there is to use."""
+    return {
+        "version": __version__,
+        "methods": {name: sorted(presets(name)) for name in METHODS},
+    }
+
+
+def versions() -> str:
+    """For a bug report."""
+    names = ("torch", "monai", "numpy")
+    return " ".join([f"vclipseg {__version__}", *(f"{n} {metadata.version(n)}" for n in names)])
+
+
+def to_json(value: Any) -> str:
+    """For stdout."""
+    return json.dumps(value, indent=2, default=str)

@@ -1,0 +1,131 @@
+"""Augmentation: parameters are drawn apart from applied, so a patch can be replayed.
+
+`draw` turns a random generator into `Parameters`; `apply` is a pure function of them and an array,
+the same for an image and its labels. Arrays are (C, X, Y, Z) images or (X, Y, Z) labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from vclipseg.settings import Settings
+
+Box = tuple[int, int, int]
+
+
+class AugmentSettings(Settings):
+    """Which random changes a training patch goes through, besides the random crop."""
+
+    rotate_flip: bool = False
+    """Rotate by a random multiple of 90 degrees in the XY plane, then always flip X or Y (Left Atrium
+    in the literature). Wrong where left and right, or front and back, tell classes apart."""
+    intensity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Strength s of brightness and contrast: a patch v becomes v * U(1 - s, 1 + s) + U(-s, s)."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Gaussian noise with a standard deviation of U(0, noise)."""
+    foreground_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of labeled patches that are placed around a voxel of a random foreground class."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All that was drawn for one patch."""
+
+    quarter_turns: int
+    flip_axis: int | None  # 0 is X, 1 is Y
+    start: Box  # of the patch in the turned volume; may be negative where the volume is smaller
+    patch: Box
+    scale: float
+    shift: float
+    noise: float
+    noise_seed: int
+
+
+def draw(
+    settings: AugmentSettings,
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    patch: Box,
+    labels: np.ndarray | None = None,
+) -> Parameters:
+    """Draw the parameters of one patch of a volume of `shape` (X, Y, Z).
+
+    `labels` (X, Y, Z), if given, lets `foreground_share` place the patch.
+    """
+    turns = int(rng.integers(4)) if settings.rotate_flip else 0
+    axis = int(rng.integers(2)) if settings.rotate_flip else None
+    turned = (shape[1], shape[0], shape[2]) if turns % 2 else shape
+    around = None
+    if labels is not None and rng.random() < settings.foreground_share:
+        around = _foreground_voxel(_turn(labels, turns, axis), rng)
+    strength = settings.intensity
+    return Parameters(
+        quarter_turns=turns,
+        flip_axis=axis,
+        start=_start(turned, patch, around, rng),
+        patch=patch,
+        scale=1 + strength * float(rng.uniform(-1, 1)),
+        shift=strength * float(rng.uniform(-1, 1)),
+        noise=settings.noise * float(rng.random()),
+        noise_seed=int(rng.integers(2**32)),
+    )
+
+
+def apply(parameters: Parameters, array: np.ndarray) -> np.ndarray:
+    """The patch of `array`: (C, X, Y, Z) -> (C, *patch), changed in intensity; (X, Y, Z) -> patch."""
+    p = parameters
+    patch = _cut(_turn(array, p.quarter_turns, p.flip_axis), p.start, p.patch)
+    if array.ndim == 3:
+        return patch
+    patch = patch * np.float32(p.scale) + np.float32(p.shift)
+    if p.noise:
+        rng = np.random.default_rng(p.noise_seed)
+        patch += np.float32(p.noise) * rng.standard_normal(patch.shape, dtype=np.float32)
+    return patch
+
+
+def _turn(array: np.ndarray, turns: int, flip_axis: int | None) -> np.ndarray:
+    array = np.rot90(array, turns, axes=(-3, -2))
+    return array if flip_axis is None else np.flip(array, flip_axis - 3)
+
+
+def _foreground_voxel(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    classes = [k for k in np.unique(labels) if k > 0]
+    if not classes:
+        return None
+    voxels = np.argwhere(labels == rng.choice(classes))
+    return voxels[rng.integers(len(voxels))]
+
+
+def _start(
+    shape: tuple[int, ...],
+    patch: Box,
+    around: np.ndarray | None,
+    rng: np.random.Generator,
+) -> Box:
+    start = []
+    for axis, (size, length) in enumerate(zip(shape, patch, strict=True)):
+        room = size - length
+        low, high = min(room, 0) // 2, max(room, 0)
+        if around is not None and room > 0:
+            low = max(0, int(around[axis]) - length + 1)
+            high = min(room, int(around[axis]))
+        start.append(low if room <= 0 else int(rng.integers(low, high + 1)))
+    return (start[0], start[1], start[2])
+
+
+def _cut(array: np.ndarray, start: Box, patch: Box) -> np.ndarray:
+    """A copy of the patch; beyond the volume its border is repeated."""
+    shape = array.shape[-3:]
+    inner = tuple(
+        slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch, shape, strict=True)
+    )
+    cut = array[(..., *inner)]
+    pads = [(max(-s, 0), max(s + p - n, 0)) for s, p, n in zip(start, patch, shape, strict=True)]
+    if any(side for pad in pads for side in pad):
+        return np.pad(cut, [(0, 0)] * (array.ndim - 3) + pads, mode="edge")
+    return np.ascontiguousarray(cut)

@@ -1,0 +1,119 @@
+"""What a training step sees, and the sampler that draws it.
+
+Every batch is a function of (seed, step) alone: the same seed gives the same batches, and a resumed
+run goes on with the batch that an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vclipseg.data.augment import AugmentSettings, apply, draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, labeled cases first.
+
+    The labels of unlabeled cases are not here, even where the data set has them, so that no method
+    can read them by mistake.
+    """
+
+    images: Tensor  # (B, C, X, Y, Z) float
+    labels: Tensor  # (L, X, Y, Z) int64, 0 is background
+    case_ids: tuple[str, ...] = ()  # B of them
+    generator: torch.Generator | None = None
+    """Source of a method's own random draws; seeded by the step, so a resumed run draws the same."""
+
+    @property
+    def num_labeled(self) -> int:
+        """L."""
+        return len(self.labels)
+
+    @property
+    def labeled_images(self) -> Tensor:
+        """(L, C, X, Y, Z)."""
+        return self.images[: self.num_labeled]
+
+    @property
+    def unlabeled_images(self) -> Tensor:
+        """(U, C, X, Y, Z)."""
+        return self.images[self.num_labeled :]
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Split anything with B rows into its labeled and its unlabeled rows."""
+        return x[: self.num_labeled], x[self.num_labeled :]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.case_ids,
+            self.generator,
+        )
+
+
+@dataclass(frozen=True)
+class PatchSampler:
+    """Endless batches of `patches` = (L, U) augmented patches.
+
+    Cases come in random order, each once before any comes again, the labeled and the unlabeled
+    stream apart. `labels` is asked for labeled cases only.
+    """
+
+    image: Callable[[str], np.ndarray]  # case_id -> (C, X, Y, Z)
+    labels: Callable[[str], np.ndarray]  # case_id -> (X, Y, Z)
+    labeled: Sequence[str]
+    unlabeled: Sequence[str]
+    patch: tuple[int, int, int]
+    patches: tuple[int, int]
+    augment: AugmentSettings
+    seed: int
+
+    def batch(self, step: int) -> Batch:
+        """The batch of optimizer step `step`."""
+        num_labeled, num_unlabeled = self.patches
+        chosen = [
+            *self._stream(self.labeled, num_labeled, step, stream=0),
+            *self._stream(self.unlabeled, num_unlabeled, step, stream=1),
+        ]
+        images, labels = [], []
+        for slot, case_id in enumerate(chosen):
+            rng = np.random.default_rng((self.seed, 2, step, slot))
+            image = self.image(case_id)
+            parameters = draw(self.augment, rng, image.shape[1:], self.patch)
+            images.append(apply(parameters, image))
+            if slot < num_labeled:
+                labels.append(apply(parameters, self.labels(case_id)))
+        return Batch(
+            torch.from_numpy(np.stack(images)),
+            torch.from_numpy(np.stack(labels).astype(np.int64)),
+            tuple(chosen),
+            torch.Generator().manual_seed(self.seed * 1_000_003 + step),
+        )
+
+    def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
+        """The batches of steps `first_step` to `steps` - 1."""
+        return (self.batch(step) for step in range(first_step, steps))
+
+    def _stream(self, cases: Sequence[str], count: int, step: int, stream: int) -> list[str]:
+        """Entries `step * count` ... of an endless row of shuffles of `cases`."""
+        if count and not cases:
+            raise ValueError("a method that asks for unlabeled patches needs unlabeled cases")
+        chosen = []
+        for position in range(step * count, (step + 1) * count):
+            epoch, index = divmod(position, len(cases))
+            order = np.random.default_rng((self.seed, stream, epoch)).permutation(len(cases))
+            chosen.append(cases[order[index]])
+        return chosen
+
+
+def in_memory(cases: Mapping[str, np.ndarray]) -> Callable[[str], np.ndarray]:
+    """A mapping as the function that a sampler asks."""
+    return cases.__getitem__

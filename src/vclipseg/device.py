@@ -1,0 +1,51 @@
+"""What the machine offers: device, memory, bfloat16."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@functools.cache
+def has_fast_bf16(device_type: str) -> bool:
+    """Whether bfloat16 convolutions run in hardware; emulated ones are slower than float32."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resolve_precision(precision: str, device_type: str) -> str:
+    """ "auto" becomes "bf16" where the device computes it in hardware, else "fp32"."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_fast_bf16(device_type) else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context that runs convolutions in `precision`."""
+    enabled = resolve_precision(precision, device.type) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 * 2**30

@@ -1,0 +1,35 @@
+"""Errors a person can act on: what happened, in which file, what to do next."""
+
+from __future__ import annotations
+
+
+class VclipsegError(Exception):
+    """Base of every error the command line prints without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(VclipsegError):
+    """The request does not make sense: a wrong option, a missing file, an unknown name."""
+
+    exit_code = 2
+
+
+class DataError(VclipsegError):
+    """The data cannot be trusted or read."""
+
+    exit_code = 3
+
+
+class OutOfMemory(VclipsegError):
+    """Not enough memory, after every fallback."""
+
+    exit_code = 5
+
+
+class Stopped(VclipsegError):
+    """The run was asked to stop; a checkpoint is saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,195 @@
+"""From a scan to a mask on the scan's own grid.
+
+A network knows tensors, a `Predictor` knows volumes: it prepares the scan as the training cases were,
+runs the network over the whole volume or over windows, and puts the result back.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vclipseg.checkpoint import load_model
+from vclipseg.data.preprocess import Plan, prepare_image, restore, restore_mask
+from vclipseg.data.volume import Volume
+from vclipseg.device import autocast, available_memory, default_device
+from vclipseg.errors import OutOfMemory, UsageError
+from vclipseg.methods import method_class
+from vclipseg.methods.base import Method, Task
+from vclipseg.settings import Settings
+
+Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+
+
+class PredictSettings(Settings):
+    """How a volume is covered."""
+
+    mode: Literal["auto", "whole", "window"] = "auto"
+    """The whole volume at once, or windows; "auto" takes the whole volume where memory allows."""
+    window: Size | None = None
+    """Size of a window in prepared voxels; the training patch when left out."""
+    stride: Size | None = None
+    """Steps between windows; half a window when left out. The literature: 18, 18, 4 on LA."""
+    blend: Literal["gaussian", "uniform"] = "gaussian"
+    """Weight of a window's voxels in the average; "uniform" as in the literature."""
+    batch: Annotated[int, Field(gt=0)] = 4
+    """Windows run at once."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+
+class Predictor:
+    """A trained model: `Volume` in, `Volume` out.
+
+    Attributes:
+        class_names: Index 0 is the background.
+        description: All that the model file says of itself: method, settings, plan, text vectors.
+    """
+
+    def __init__(
+        self, method: Method, description: dict[str, Any], settings: PredictSettings | None = None
+    ) -> None:
+        self.description = description
+        self.class_names: tuple[str, ...] = tuple(description["class_names"])
+        self.label_values: tuple[int, ...] = tuple(description["label_values"])
+        self.plan = Plan.model_validate(description["plan"])
+        self.settings = settings or PredictSettings.model_validate(description["predict"])
+        self.window = self.settings.window or tuple(description["patch"])
+        self.device = default_device()
+        self.method = method.eval().to(
+            device=self.device,
+            memory_format=torch.channels_last_3d,  # type: ignore[call-overload]
+        )
+
+    def predict(self, volume: Volume) -> Volume:
+        """Class indices (X, Y, Z) uint8 of an image (C, X, Y, Z), on the image's own grid."""
+        probs, trace = self._prepared_probs(volume)
+        return restore_mask(probs, trace)
+
+    def probabilities(self, volume: Volume) -> Volume:
+        """Class probabilities (K, X, Y, Z) float32 on the image's own grid."""
+        probs, trace = self._prepared_probs(volume)
+        return Volume(restore(probs, trace), volume.affine)
+
+    def _prepared_probs(self, volume: Volume) -> tuple[np.ndarray, Any]:
+        channels = len(self.description["channel_names"])
+        if volume.array.ndim != 4 or len(volume.array) != channels:
+            raise UsageError(
+                f"this model reads images of {channels} channel(s) "
+                f"({', '.join(self.description['channel_names'])}), array (C, X, Y, Z); "
+                f"got an array of shape {volume.array.shape}"
+            )
+        prepared, trace = prepare_image(volume, self.plan)
+        image = torch.from_numpy(np.ascontiguousarray(prepared.array, dtype=np.float32))
+        return self.prepared(image).numpy(), trace
+
+    @torch.inference_mode()
+    def prepared(self, image: Tensor) -> Tensor:
+        """Probabilities (K, x, y, z) of a prepared image (C, x, y, z)."""
+        if self._whole(image):
+            try:
+                return self._run(image[None])[0]
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+        try:
+            return self._windows(image)
+        except (RuntimeError, MemoryError) as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"not enough memory for a window of {self.window}; "
+                    "set predict.window smaller, or predict.batch to 1"
+                ) from error
+            raise
+
+    def _whole(self, image: Tensor) -> bool:
+        if self.settings.mode != "auto":
+            return self.settings.mode == "whole"
+        filters = self.description["method"].get("filters", 16)
+        needed = image[0].numel() * filters * 4 * 10  # about ten float32 maps at full size
+        return needed < 0.5 * available_memory(self.device)
+
+    def _run(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, memory_format=torch.channels_last_3d)
+        with autocast(self.device, self.settings.precision):
+            return self.method.predict(images).float().cpu()
+
+    def _windows(self, image: Tensor) -> Tensor:
+        shape = tuple(image.shape[1:])
+        window = tuple(min(w, s) for w, s in zip(self.window, shape, strict=True))
+        stride = self.settings.stride or tuple(max(1, w // 2) for w in window)
+        weight = blend_weights(window, self.settings.blend)
+        total = torch.zeros(len(self.class_names), *shape)
+        visits = torch.zeros(shape)
+        starts = list(itertools.product(*map(window_starts, shape, window, stride)))
+        for batch in batched(starts, self.settings.batch):
+            boxes = [
+                tuple(slice(a, a + w) for a, w in zip(start, window, strict=True))
+                for start in batch
+            ]
+            probs = self._run(torch.stack([image[(slice(None), *box)] for box in boxes]))
+            for box, p in zip(boxes, probs, strict=True):
+                total[(slice(None), *box)] += weight * p
+                visits[box] += weight
+        return total / visits
+
+
+def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
+    """The model of a run folder or of a model file.
+
+    Raises:
+        UsageError: the run has no finished model.
+        DataError: the file is damaged.
+    """
+    path = Path(run)
+    if path.is_dir():
+        path = path / "checkpoints" / "model.safetensors"
+        if not path.is_file():
+            raise UsageError(
+                f"{run}: no finished model in this folder; if its training was stopped, go on with "
+                f"`vclipseg train --resume {run}`"
+            )
+    weights, description = load_model(path)
+    cls = method_class(description["method"]["name"])
+    task = Task(
+        in_channels=len(description["channel_names"]),
+        class_names=tuple(description["class_names"]),
+        total_steps=description["steps"],
+        text_vectors=weights.get("text"),
+    )
+    method = cls(cls.Settings.model_validate(description["method"]), task)
+    method.load_state_dict(weights)
+    return Predictor(method, description, settings)
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """Starts along an axis: ceil((size - window) / stride) + 1 of them, the last at the border."""
+    last = size - window
+    return sorted({min(i * stride, last) for i in range(-(-last // stride) + 1)})
+
+
+def blend_weights(window: tuple[int, ...], blend: str) -> Tensor:
+    """(x, y, z) weights of a window's voxels: ones, or a Gaussian of 1/8 of each side."""
+    if blend == "uniform":
+        return torch.ones(window)
+    weight = torch.ones(())
+    for size in window:
+        position = (torch.arange(size) - (size - 1) / 2) / (size / 8)
+        weight = weight[..., None] * torch.exp(-0.5 * position.square())
+    return weight.clamp(min=1e-3)
+
+
+def batched(items: list, size: int) -> list[list]:
+    """`items` in lists of `size`."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in str(error).lower()
+    )

@@ -1,0 +1,49 @@
+"""One paper a file. A method is a name here; its module is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from vclipseg.errors import UsageError
+
+METHODS = {
+    "supervised": "supervised:Supervised",
+    "vclipseg": "vclipseg:VCLIPSeg",
+}
+
+NEEDS_TEXT = frozenset({"vclipseg"})
+
+
+def method_class(name: str) -> Any:
+    """The `Method` of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module, cls = METHODS[_known(name)].split(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+
+
+def presets(name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Preset name -> section ("method", "train", "text") -> values that differ from the defaults."""
+    module = METHODS[_known(name)].split(":")[0]
+    return importlib.import_module(f"{__name__}.{module}").PRESETS
+
+
+def preset(name: str, preset_name: str) -> dict[str, dict[str, Any]]:
+    """One preset of a method.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    table = presets(name)
+    if preset_name not in table:
+        raise UsageError(f"{name} has no preset {preset_name!r}; it has {', '.join(sorted(table))}")
+    return table[preset_name]
+
+
+def _known(name: str) -> str:
+    if name not in METHODS:
+        raise UsageError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+    return name

@@ -1,0 +1,271 @@
+"""VCLIPSeg (Li et al., MICCAI 2024; https://doi.org/10.1007/978-3-031-72114-4_66).
+
+    L = w_s * sum_i L_dice(p_i, y)                   supervised, every decoder
+      + w_u(t) * sum_i [CE(p_i, P) + L_dice(p_i, P)] dynamic labeling (DLB)
+      + w_r * mean_k [1 - cos(v_k, t_k)]             vision-text consistency (VTCM)
+
+p_i is the output of decoder i. P = sum_i w_i p_i, w = softmax(1 - sigmoid(L_dice(p_i, y))), is one
+pseudo-label for both. v_k is the prototype of class k: the mean embedding of the voxels that the label
+and every decoder call k; t_k is the text vector of the class name. The voxel-wise prompts (VWPM) are in
+the network. Beyond the paper, for the preset `robust`: an averaged teacher makes P, and labeled and
+unlabeled patches exchange a box (copy-paste), so that each decoder sees both in one image.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from vclipseg.data.batch import Batch
+from vclipseg.losses import (
+    IGNORE,
+    DiceForm,
+    add,
+    cross_entropy,
+    dice_loss,
+    one_hot,
+    sharpen,
+    sigmoid_rampup,
+    soft_cross_entropy,
+    soft_dice_loss,
+)
+from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
+from vclipseg.mixing import random_box, swap
+from vclipseg.networks.vnet import STRIDE, pads_to_stride
+from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput
+
+PUBLISHED_STEPS = 15_000
+
+
+class VCLIPSegSettings(MethodSettings):
+    """Settings of VCLIPSeg; steps are those of a run of 15,000 and scale with the run's length."""
+
+    name: Literal["vclipseg"] = "vclipseg"
+    prompts: bool = True
+    """Voxel-wise prompts (VWPM)."""
+    alignment: bool = True
+    """Vision-text consistency (VTCM)."""
+    dlb: bool = True
+    """Dynamic labeling; without it the decoders teach each other as in MC-Net."""
+    supervised_weight: Annotated[float, Field(ge=0)] = 0.5
+    supervised_ce_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of cross-entropy beside the supervised Dice loss; the paper has none."""
+    unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0
+    rampup_steps: Annotated[int, Field(ge=0)] = 6_000
+    """Steps until the unlabeled term has its full weight."""
+    alignment_weight: Annotated[float, Field(ge=0)] = 0.5
+    alignment_rampup_steps: Annotated[int, Field(ge=0)] = 0
+    dice: DiceForm = "linear"
+    pseudo_labels: Literal["hard", "soft"] = "hard"
+    """The paper writes soft mixtures, the authors' code takes their argmax."""
+    dlb_weighting: Literal["dynamic", "equal", "voxel_entropy"] = "dynamic"
+    dlb_apply_to: Literal["all", "unlabeled"] = "all"
+    """Patches that pseudo-labels supervise; the authors' code takes the labeled ones too."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Pseudo-labels below this probability are left out."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Of the sharpening that replaces dynamic labeling where it is off."""
+    heads: Literal[1, 2] = 2
+    """Projection heads: one in the paper, one a decoder in the authors' code."""
+    norm_axis: Literal["channel", "last_spatial"] = "channel"
+    """Axis of the projection's l2 normalization; the authors' code takes the last spatial one."""
+    prototype_grid: Literal[4, 8, 16] = 16
+    """Every how many voxels a label takes part in a prototype."""
+    prototype_pooling: Literal["strided", "majority"] = "strided"
+    teacher_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share that an averaged teacher keeps each step; 0: the network labels for itself."""
+    copy_paste: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Side of the box that labeled and unlabeled patches exchange, as a share of the patch; 0: none."""
+    predict_with: Literal["first", "mean"] = "first"
+    """The first decoder, as published, or the mean of both."""
+
+
+class VCLIPSeg(Method):
+    """VCLIPSeg and, without prompts and alignment, MC-Net with dynamic labeling."""
+
+    Settings = VCLIPSegSettings
+
+    def __init__(self, settings: VCLIPSegSettings, task: Task) -> None:
+        super().__init__()
+        if task.text_vectors is None:
+            raise ValueError("VCLIPSeg needs a text vector for each class name")
+        self.settings = s = settings
+        self.class_names = task.class_names
+        self.scale = task.total_steps / PUBLISHED_STEPS
+        self.register_buffer("text", task.text_vectors.clone())
+        self.network = TextVNet(
+            task.in_channels,
+            task.text_vectors,
+            s.filters,
+            s.dropout,
+            prompts=s.prompts,
+            projections=s.heads if s.alignment else 0,
+        )
+        self.teacher = Ema(self.network, s.teacher_decay, buffers=True) if s.teacher_decay else None
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
+        s = self.settings
+        images, known = self.view(batch)
+        out = self.network(images)
+        probs = [z.softmax(1) for z in out.logits]
+        dices = torch.stack([dice_loss(p, known, s.dice) for p in probs])
+        loss = Loss(supervised=Term(s.supervised_weight, dices.sum()))
+        if s.supervised_ce_weight:
+            ce = add(cross_entropy(z, known) for z in out.logits)
+            loss["supervised_ce"] = Term(s.supervised_ce_weight, ce)
+        weight = s.unlabeled_weight * sigmoid_rampup(step, s.rampup_steps * self.scale)
+        if s.dlb:
+            guides = self.guides(batch, probs)
+            pseudo, kept = self.pseudo_labels(guides, dices.detach(), known)
+            loss["dlb"] = Term(weight, self.follow(out.logits, probs, pseudo, kept))
+            unlabeled = (known == IGNORE).sum().clamp(min=1)
+            loss.facts["pseudo_share"] = (kept * (known == IGNORE)).sum() / unlabeled
+        else:
+            pairs = permutations(probs, 2)
+            agreement = add(F.mse_loss(p, sharpen(q, s.temperature)) for p, q in pairs)
+            loss["mutual"] = Term(weight, agreement)
+        if s.alignment:
+            gap, counts = self.misalignment(out, known)
+            ramp = sigmoid_rampup(step, s.alignment_rampup_steps * self.scale)
+            loss["alignment"] = Term(s.alignment_weight * ramp, gap)
+            for name, count in zip(self.class_names, counts, strict=True):
+                loss.facts[f"prototype {name}"] = (count > 0).float()
+        return loss
+
+    def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The images that the network sees and the labels known of them, `IGNORE` elsewhere."""
+        labels, unlabeled = batch.labels, batch.unlabeled_images
+        unknown = torch.full((len(unlabeled), *labels.shape[1:]), IGNORE).to(labels)
+        if not self.settings.copy_paste:
+            return batch.images, torch.cat([labels, unknown])
+        shape = tuple(labels.shape[1:])
+        box = random_box(shape, self.settings.copy_paste, batch.generator).to(labels.device)
+        return (
+            torch.cat(swap(batch.labeled_images, unlabeled, box)),
+            torch.cat(swap(labels, unknown, box)),
+        )
+
+    @torch.no_grad()
+    def guides(self, batch: Batch, probs: list[Tensor]) -> list[Tensor]:
+        """The probabilities that pseudo-labels are made of, one a decoder, rows as in `view`."""
+        if self.teacher is None:
+            return [p.detach() for p in probs]
+        if not self.settings.copy_paste:
+            return [z.softmax(1) for z in self.teacher(batch.images).logits]
+        # row i and row L + i of the view show the same unlabeled patch, outside and inside the box
+        unlabeled = self.teacher(batch.unlabeled_images).logits
+        return [z.softmax(1).repeat(2, 1, 1, 1, 1) for z in unlabeled]
+
+    @torch.no_grad()
+    def pseudo_labels(
+        self, guides: list[Tensor], dices: Tensor, known: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Targets (B, K, X, Y, Z) for every decoder, and the voxels that count (B, X, Y, Z)."""
+        s = self.settings
+        mixture = fuse(guides, dices, s.dlb_weighting)
+        confidence, labels = mixture.max(1)
+        kept = (confidence >= s.threshold).float()
+        if s.dlb_apply_to == "unlabeled":
+            kept = kept * (known == IGNORE)
+        soft = s.pseudo_labels == "soft"
+        return (mixture if soft else one_hot(labels, mixture.shape[1])), kept
+
+    def follow(
+        self, logits: list[Tensor], probs: list[Tensor], pseudo: Tensor, kept: Tensor
+    ) -> Tensor:
+        """Cross-entropy and Dice of every decoder against the pseudo-labels."""
+        form = self.settings.dice
+        return add(soft_cross_entropy(z, pseudo, kept) for z in logits) + add(
+            soft_dice_loss(p, pseudo, kept, form) for p in probs
+        )
+
+    def misalignment(self, out: TextVNetOutput, known: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - cos(v_k, t_k), averaged over the classes that have a prototype in this batch.
+
+        Returns:
+            The scalar, 0 where no class has one, and the number of voxels of each prototype, (K,).
+        """
+        s = self.settings
+        agreed = known
+        for logits in out.logits:
+            agreed = agreed.where(logits.argmax(1) == agreed, IGNORE)
+        agreed = F.pad(agreed, pads_to_stride(agreed.shape[1:]), value=IGNORE)
+        members = prototype_members(agreed, len(self.text), s.prototype_grid, s.prototype_pooling)
+        axis = 1 if s.norm_axis == "channel" else -1
+        heads = [F.normalize(h(out.fused).float(), dim=axis) for h in self.network.projections]
+        vectors = torch.stack(heads).mean(0)  # (B, E, x, y, z)
+        vectors = F.interpolate(vectors, scale_factor=STRIDE // s.prototype_grid)
+        counts = members.sum((0, 2, 3, 4))
+        sums = torch.einsum("bkxyz,bexyz->ke", members, vectors)
+        gaps = 1 - F.cosine_similarity(sums, self.text, dim=1)  # of sums as of means
+        present = (counts > 0).float()
+        return (gaps * present).sum() / present.sum().clamp(min=1), counts
+
+    def predict(self, images: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) -> (B, K, X, Y, Z)."""
+        return self.network.predict(images, 2 if self.settings.predict_with == "mean" else 1)
+
+    def after_step(self, step: int) -> None:
+        """The teacher follows."""
+        if self.teacher is not None:
+            self.teacher.update(self.network, step)
+
+
+def fuse(probs: list[Tensor], dices: Tensor, weighting: str) -> Tensor:
+    """P = sum_i w_i p_i (eqs. 7 to 9): the lower a decoder's Dice loss, the more it counts."""
+    stacked = torch.stack(probs)  # (decoders, B, K, X, Y, Z)
+    if weighting == "equal":
+        return stacked.mean(0)
+    if weighting == "voxel_entropy":
+        entropy = torch.special.entr(stacked).sum(2, keepdim=True)
+        return ((-entropy).softmax(0) * stacked).sum(0)
+    weights = (1 - dices.sigmoid()).softmax(0)
+    return torch.einsum("d,d...->...", weights, stacked)
+
+
+def prototype_members(agreed: Tensor, num_classes: int, grid: int, pooling: str) -> Tensor:
+    """Labels (B, X, Y, Z) to one-hot cells (B, K, X/grid, Y/grid, Z/grid), all zero where none holds.
+
+    A cell has the label of its first voxel ("strided") or that of more than half of it ("majority").
+    """
+    if pooling == "strided":
+        return one_hot(agreed[:, ::grid, ::grid, ::grid], num_classes)
+    return (F.avg_pool3d(one_hot(agreed, num_classes), grid) > 0.5).float()
+
+
+SGD = {"optimizer": "sgd", "lr": 0.01, "lr_power": 0.0, "weights": "last"}
+FAITHFUL: dict[str, Any] = {}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "faithful": {"method": FAITHFUL, "train": SGD},
+    "code": {"method": {"norm_axis": "last_spatial"}, "train": SGD},
+    "paper": {
+        "method": {
+            "pseudo_labels": "soft",
+            "dlb_apply_to": "unlabeled",
+            "supervised_weight": 1.0,
+            "heads": 1,
+        },
+        "train": SGD,
+        "text": {"template": "A pixel of {item}"},
+    },
+    "mcnet_dlb": {"method": {"prompts": False, "alignment": False}, "train": SGD},
+    "robust": {
+        "method": {
+            "dropout": 0.0,
+            "supervised_ce_weight": 0.5,
+            "dlb_apply_to": "unlabeled",
+            "unlabeled_weight": 0.5,
+            "teacher_decay": 0.99,
+            "copy_paste": 0.67,
+            "prototype_grid": 8,
+            "predict_with": "mean",
+        },
+        "train": {},
+    },
+}

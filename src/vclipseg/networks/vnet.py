@@ -1,0 +1,157 @@
+"""V-Net (Milletari et al., 3DV 2016; https://arxiv.org/abs/1606.04797) as the semi-supervised literature runs it.
+
+Five encoder stages of 1, 2, 3, 3, 3 convolutions, skips that are added (not concatenated), batch
+normalization, no residuals. A decoder is known by how it upsamples; several may share an encoder.
+
+Shapes: images (B, C, X, Y, Z), features (B, F, x, y, z), logits (B, K, X, Y, Z).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Upsampling = Literal["transposed", "trilinear", "nearest"]
+
+STRIDE = 16  # of the deepest stage; every axis is padded to a multiple of it
+
+
+class ConvBlock(nn.Sequential):
+    """`depth` times 3x3x3 convolution, batch normalization, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int) -> None:
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            channels = in_channels if i == 0 else out_channels
+            layers += [nn.Conv3d(channels, out_channels, 3, padding=1), *norm_relu(out_channels)]
+        super().__init__(*layers)
+
+
+def norm_relu(channels: int) -> list[nn.Module]:
+    """Batch normalization and ReLU, the tail of every layer here."""
+    return [nn.BatchNorm3d(channels), nn.ReLU(inplace=True)]
+
+
+def downsample(channels: int) -> nn.Sequential:
+    """Halve the grid, double the channels."""
+    return nn.Sequential(nn.Conv3d(channels, 2 * channels, 2, stride=2), *norm_relu(2 * channels))
+
+
+def upsample(channels: int, how: Upsampling) -> nn.Sequential:
+    """Double the grid, halve the channels."""
+    half = channels // 2
+    if how == "transposed":
+        layers: list[nn.Module] = [nn.ConvTranspose3d(channels, half, 2, stride=2)]
+    else:
+        align = True if how == "trilinear" else None
+        layers = [
+            nn.Upsample(scale_factor=2, mode=how, align_corners=align),
+            nn.Conv3d(channels, half, 3, padding=1),
+        ]
+    return nn.Sequential(*layers, *norm_relu(half))
+
+
+class Encoder(nn.Module):
+    """Images to features at 1, 1/2, 1/4, 1/8 and 1/16 of the grid."""
+
+    def __init__(self, in_channels: int, filters: int, dropout: float) -> None:
+        super().__init__()
+        widths = [filters * 2**i for i in range(5)]
+        self.blocks = nn.ModuleList(
+            ConvBlock(in_channels if i == 0 else width, width, depth)
+            for i, (width, depth) in enumerate(zip(widths, (1, 2, 3, 3, 3), strict=True))
+        )
+        self.downs = nn.ModuleList(downsample(width) for width in widths[:-1])
+        self.dropout = nn.Dropout3d(dropout)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, X, Y, Z) -> five maps, the finest first; each axis a multiple of 16."""
+        features = [self.blocks[0](images)]
+        for down, block in zip(self.downs, self.blocks[1:], strict=True):
+            features.append(block(down(features[-1])))
+        features[-1] = self.dropout(features[-1])
+        return features
+
+
+class Decoder(nn.Module):
+    """The encoder's five maps to logits."""
+
+    def __init__(
+        self, num_classes: int, filters: int, upsampling: Upsampling, dropout: float
+    ) -> None:
+        super().__init__()
+        widths = [filters * 2**i for i in (3, 2, 1, 0)]
+        self.ups = nn.ModuleList(upsample(2 * width, upsampling) for width in widths)
+        self.blocks = nn.ModuleList(
+            ConvBlock(width, width, depth)
+            for width, depth in zip(widths, (3, 3, 2, 1), strict=True)
+        )
+        self.dropout = nn.Dropout3d(dropout)
+        self.head = nn.Conv3d(filters, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Five maps, the finest first -> (B, K, X, Y, Z)."""
+        x = features[-1]
+        for up, block, skip in zip(self.ups, self.blocks, reversed(features[:-1]), strict=True):
+            x = block(up(x) + skip)
+        return self.head(self.dropout(x))
+
+
+class MultiDecoderVNet(nn.Module):
+    """One encoder and a decoder for each of `upsamplings`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        upsamplings: Sequence[Upsampling],
+        filters: int = 16,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(in_channels, filters, dropout)
+        self.decoders = nn.ModuleList(
+            Decoder(num_classes, filters, upsampling, dropout) for upsampling in upsamplings
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, X, Y, Z) of any size -> a (B, K, X, Y, Z) of logits a decoder."""
+        features = self.encoder(pad_to_stride(images))
+        return [unpad(decoder(features), images).float() for decoder in self.decoders]
+
+
+class VNet(MultiDecoderVNet):
+    """The plain V-Net: one decoder, transposed convolutions."""
+
+    def __init__(
+        self, in_channels: int, num_classes: int, filters: int = 16, dropout: float = 0.5
+    ) -> None:
+        super().__init__(in_channels, num_classes, ("transposed",), filters, dropout)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, C, X, Y, Z) of any size -> logits (B, K, X, Y, Z)."""
+        return super().forward(images)[0]
+
+
+def pads_to_stride(sizes: Sequence[int]) -> list[int]:
+    """What `torch.nn.functional.pad` is told to make each axis (X, Y, Z) a multiple of 16."""
+    missing = [-size % STRIDE for size in reversed(sizes)]
+    return [side for m in missing for side in (m // 2, m - m // 2)]
+
+
+def pad_to_stride(images: Tensor) -> Tensor:
+    """Repeat the border of (B, C, X, Y, Z) until each axis is a multiple of 16."""
+    pads = pads_to_stride(images.shape[2:])
+    return F.pad(images, pads, mode="replicate") if any(pads) else images
+
+
+def unpad(padded: Tensor, images: Tensor) -> Tensor:
+    """Cut what `pad_to_stride` added to `images` off again."""
+    for axis in (2, 3, 4):
+        size = images.shape[axis]
+        if padded.shape[axis] != size:
+            padded = padded.narrow(axis, (padded.shape[axis] - size) // 2, size)
+    return padded

@@ -1,0 +1,115 @@
+"""The network of VCLIPSeg (Li et al., MICCAI 2024): a V-Net that reads text vectors of its classes.
+
+`VoxelPrompts` is the paper's VWPM; `Projection` maps features into the space of the text vectors for
+its VTCM and is needed in training only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vclipseg.networks.vnet import Decoder, Encoder, Upsampling, pad_to_stride, unpad
+
+
+class VoxelPrompts(nn.Module):
+    """Voxel-Wise Prompts Module: each voxel is told a mixture of the classes' text vectors.
+
+        v_s = softmax(controller(f)),  prompt = sum_c v_s^c * W t^c,  f_p = conv(cat(f, prompt))
+
+    (eqs. 1 to 3 of the paper). `text` (K, E) is a constant and part of the state.
+    """
+
+    text: Tensor
+
+    def __init__(self, channels: int, text: Tensor) -> None:
+        super().__init__()
+        num_classes, embedding = text.shape
+        self.register_buffer("text", text.clone())
+        self.project_text = nn.Linear(embedding, channels)
+        hidden, gate = max(channels // 4, 1), max(channels // 16, 1)
+        self.controller = nn.Sequential(
+            nn.Conv3d(channels, hidden, 3, padding=1),
+            nn.BatchNorm3d(hidden),
+            nn.LeakyReLU(inplace=True),
+            nn.Conv3d(hidden, gate, 1),
+            nn.GELU(),
+            nn.Conv3d(gate, num_classes, 1),
+        )
+        self.fuse = nn.Sequential(
+            nn.Conv3d(2 * channels, channels, 3, padding=1),
+            nn.BatchNorm3d(channels),
+            nn.LeakyReLU(inplace=True),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F, x, y, z) -> the same shape, with the prompts worked in."""
+        semantics = self.controller(features).float().softmax(1)  # (B, K, x, y, z)
+        vectors = self.project_text(self.text)  # (K, F)
+        prompts = torch.einsum("bkxyz,kf->bfxyz", semantics, vectors.float())
+        return self.fuse(torch.cat([features, prompts.to(features.dtype)], dim=1))
+
+
+class Projection(nn.Sequential):
+    """Features (B, F, x, y, z) to the space of the text vectors, (B, E, x, y, z)."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__(
+            nn.Conv3d(channels, channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(channels, embedding, 1),
+        )
+
+
+class TextVNetOutput(NamedTuple):
+    """What a training step reads."""
+
+    logits: list[Tensor]  # (B, K, X, Y, Z) a decoder
+    fused: Tensor  # (B, F, x, y, z), the paper's f_p at 1/16 of the padded grid
+
+
+class TextVNet(nn.Module):
+    """One encoder, the prompts, and a decoder for each of `upsamplings`, all reading the same f_p."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        text: Tensor,
+        filters: int = 16,
+        dropout: float = 0.5,
+        upsamplings: Sequence[Upsampling] = ("transposed", "trilinear"),
+        prompts: bool = True,
+        projections: int = 2,
+    ) -> None:
+        super().__init__()
+        num_classes, embedding = text.shape
+        channels = 16 * filters
+        self.encoder = Encoder(in_channels, filters, dropout)
+        self.prompts = VoxelPrompts(channels, text) if prompts else nn.Identity()
+        self.decoders = nn.ModuleList(
+            Decoder(num_classes, filters, upsampling, dropout) for upsampling in upsamplings
+        )
+        self.projections = nn.ModuleList(
+            Projection(channels, embedding) for _ in range(projections)
+        )
+
+    def forward(self, images: Tensor) -> TextVNetOutput:
+        """(B, C, X, Y, Z) of any size -> logits of every decoder and f_p."""
+        features = self.encode(images)
+        logits = [unpad(decoder(features), images).float() for decoder in self.decoders]
+        return TextVNetOutput(logits, features[-1])
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Five maps, the finest first, the last with the prompts worked in."""
+        features = self.encoder(pad_to_stride(images))
+        features[-1] = self.prompts(features[-1])
+        return features
+
+    def predict(self, images: Tensor, decoders: int) -> Tensor:
+        """Mean probabilities (B, K, X, Y, Z) of the first `decoders` decoders; no other is run."""
+        features = self.encode(images)
+        probs = [unpad(d(features), images).float().softmax(1) for d in self.decoders[:decoders]]
+        return torch.stack(probs).mean(0) if decoders > 1 else probs[0]

@@ -1,0 +1,91 @@
+"""`log.csv` of a run: a row every few steps, each term with its weight, means since the last row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vclipseg.methods.base import Loss
+
+
+class RunLog:
+    """Collects steps and writes rows, to CSV and, if asked, TensorBoard.
+
+    Args:
+        folder: the run folder.
+        first_step: rows at or after it are dropped: they are of a stretch that a resumed run repeats.
+        tensorboard: also write `tensorboard/`.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0, tensorboard: bool = False) -> None:
+        self.path = folder / "log.csv"
+        self.rows = [r for r in read_log(self.path) if int(r["step"]) <= first_step]
+        self.seconds_before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+        self.began = time.monotonic()
+        self.sums: dict[str, Any] = {}
+        self.count = 0
+        self.board = _summary_writer(folder, first_step) if tensorboard else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def add(self, loss: Loss) -> None:
+        """Take one step in."""
+        values = {"total": loss.total, **{name: term.value for name, term in loss.items()}}
+        for name, value in {**values, **loss.facts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.as_tensor(value).detach()
+        for name, term in loss.items():
+            self.sums[f"{name}_weight"] = self.sums.get(f"{name}_weight", 0.0) + term.weight
+        self.count += 1
+
+    def row(self, step: int, lr: float) -> dict[str, float]:
+        """Close the stretch that ends with `step` steps done, and write."""
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        row = {"step": step, "seconds": round(self.seconds, 3), "lr": lr, **means}
+        self.rows.append(
+            {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
+        )
+        self.sums, self.count = {}, 0
+        if self.board:
+            for name, value in row.items():
+                self.board.add_scalar(name.replace(" ", "_"), value, step)
+        return row
+
+    def write(self) -> None:
+        """Put all rows on disk, atomically."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.write()
+        if self.board:
+            self.board.close()
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a log, none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _summary_writer(folder: Path, first_step: int):  # noqa: ANN202  (imported on use)
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)

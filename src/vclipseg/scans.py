@@ -1,0 +1,114 @@
+"""Scans in, masks out: what `vclipseg predict` does with files and folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vclipseg.console import Console
+from vclipseg.data.cases import image_files
+from vclipseg.data.formats import strip_suffix
+from vclipseg.data.volume import Volume, read_image, write
+from vclipseg.errors import UsageError
+from vclipseg.inference import Predictor
+
+CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case to predict: a file a channel, or one file with all of them."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
+    """Files as they are, folders file by file; CASE_0000, CASE_0001 ... are one case's channels.
+
+    Raises:
+        UsageError: an input is missing, a folder holds no image, or a channel is missing.
+    """
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for path in inputs:
+        files = image_files(path) if path.is_dir() else [path]
+        if not files:
+            raise UsageError(f"{path}: no NIfTI, NRRD or MHA image in this folder")
+        for file in files:
+            if not file.is_file():
+                raise UsageError(f"{file}: no such file")
+            stem = strip_suffix(file)
+            groups.setdefault((file.parent, CHANNEL.sub("", stem)), []).append(file)
+    scans = [Scan(name, tuple(sorted(files))) for (_, name), files in groups.items()]
+    for scan in scans:
+        if len(scan.files) not in (1, channels):
+            raise UsageError(
+                f"{scan.files[0].parent / scan.name}: found {len(scan.files)} channel files, but the "
+                f"model reads {channels}; name them {scan.name}_0000 to {scan.name}_{channels - 1:04d}"
+            )
+    return scans
+
+
+def mask_path(scan: Scan, output: Path | None, several: bool) -> Path:
+    """Where a scan's mask goes: a given file, a folder, or beside the scan as NAME_seg.nii.gz."""
+    if output is None:
+        return scan.files[0].parent / f"{scan.name}_seg.nii.gz"
+    if output.name != strip_suffix(output) and not output.is_dir():
+        if several:
+            raise UsageError(f"{output}: one file for several scans; give a folder with -o")
+        return output
+    return output / f"{scan.name}.nii.gz"
+
+
+def predict_scans(
+    predictor: Predictor,
+    inputs: Sequence[Path],
+    output: Path | None,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    probabilities: bool = False,
+) -> list[Path]:
+    """Predict every scan; masks hold the data set's own label values, on the scan's own grid.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: a file is there already and `overwrite` is off; nothing is predicted then.
+    """
+    scans = find_scans(inputs, len(predictor.description["channel_names"]))
+    targets = [mask_path(scan, output, len(scans) > 1) for scan in scans]
+    taken = [target for target in targets if target.exists()]
+    if taken and not overwrite:
+        raise UsageError(
+            f"{taken[0]}: exists already"
+            + (f" (and {len(taken) - 1} more)" if len(taken) > 1 else "")
+            + "; give --overwrite, or another place with -o"
+        )
+    twice = {target for target in targets if targets.count(target) > 1}
+    if twice:
+        raise UsageError(f"{min(twice)}: two scans of the same name would be written there")
+    values = np.asarray(predictor.label_values)
+    small = values.max() < 256
+    written = []
+    with console.bar("predict", len(scans)) as advance:
+        for done, (scan, target) in enumerate(zip(scans, targets, strict=True), start=1):
+            image = read_image(scan.files)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if probabilities:
+                probs = predictor.probabilities(image)
+                written.append(target.with_name(f"{strip_suffix(target)}_probs.nii.gz"))
+                write(probs, written[-1])
+                mask = probs.array.argmax(0)
+            else:
+                mask = predictor.predict(image).array
+            stored = values[mask].astype(np.uint8 if small else np.int32)
+            write(Volume(stored, image.affine), target)
+            written.append(target)
+            advance(done, scan.name)
+    return written

@@ -1,0 +1,185 @@
+"""The one loop that trains every method.
+
+A step is a function of the state and the step's number alone: batch, dropout and every other random
+draw are seeded by it. So a run that was stopped and resumed equals an unbroken one, on the CPU bit for
+bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from pydantic import Field
+from torch import Tensor
+
+from vclipseg.data.batch import Batch
+from vclipseg.device import default_device, resolve_precision
+from vclipseg.errors import VclipsegError
+from vclipseg.methods.base import Loss, Method
+from vclipseg.settings import Settings
+
+
+class TrainSettings(Settings):
+    """How long, how fast, and which weights count in the end."""
+
+    seed: Annotated[int, Field(ge=0)] = 1337
+    """Of initial weights, patches, augmentation and dropout."""
+    steps: Annotated[int, Field(gt=0)] = 15_000
+    patch: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = (112, 112, 80)  # fmt: skip
+    """Size of a training patch in prepared voxels."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr_power: Annotated[float, Field(ge=0)] = 0.9
+    """The rate falls as (1 - step/steps)^lr_power; 0 keeps it constant."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weights: Literal["last", "ema"] = "ema"
+    """Which weights are evaluated and shipped: the last, or their running average."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Share that the running average keeps each step."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the convolutions: "auto" is bf16 where the machine computes it in hardware. Weights, losses and
+    averages are float32 always."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; all of the machine's when left out."""
+    log_every: Annotated[int, Field(gt=0)] = 10
+    checkpoint_every: Annotated[int, Field(gt=0)] = 100
+    """Steps between checkpoints."""
+    tensorboard: bool = True
+
+
+class NonFiniteLossError(VclipsegError):
+    """A loss became NaN or infinite; the message names the term."""
+
+
+@dataclass
+class TrainState:
+    """All that changes while training."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor] = field(default_factory=dict)  # empty unless weights = "ema"
+    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; tensors are not copied."""
+        return {
+            "step": self.step,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.step = state["step"]
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are evaluated: the average where there is one, else the last."""
+        return {**self.method.state_dict(), **self.average}
+
+
+def make_fabric(settings: TrainSettings) -> Fabric:
+    """One device, the precision asked for."""
+    precision = resolve_precision(settings.precision, default_device().type)
+    plugin = MixedPrecision("bf16-mixed", default_device().type) if precision == "bf16" else None
+    return Fabric(accelerator="auto", devices=1, plugins=plugin)
+
+
+def start(method: Method, settings: TrainSettings, fabric: Fabric) -> TrainState:
+    """The state before the first step; moves the method to the device."""
+    method.to(device=fabric.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    average = {}
+    if settings.weights == "ema":
+        average = {name: value.clone() for name, value in averaged(method).items()}
+    return TrainState(method, make_optimizer(parameters, settings), average)
+
+
+def make_optimizer(parameters: list, settings: TrainSettings) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW."""
+    s = settings
+    if s.optimizer == "sgd":
+        return torch.optim.SGD(parameters, s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
+    return torch.optim.AdamW(parameters, s.lr, weight_decay=s.weight_decay)
+
+
+def train(
+    state: TrainState,
+    batch_at: Callable[[int], Batch],
+    settings: TrainSettings,
+    fabric: Fabric,
+    on_step: Callable[[TrainState, Loss], None] = lambda state, loss: None,
+) -> None:
+    """Go on from `state` until `settings.steps` optimizer steps are done.
+
+    Args:
+        state: changed in place.
+        batch_at: the batch of a step.
+        settings: of the run.
+        fabric: device and precision.
+        on_step: called after each step; what it raises ends the training.
+
+    Raises:
+        NonFiniteLossError: a term of the loss is NaN or infinite.
+    """
+    method, optimizer = state.method.train(), state.optimizer
+    while state.step < settings.steps:
+        step = state.step
+        torch.manual_seed(settings.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * (1 - step / settings.steps) ** settings.lr_power
+        batch = batch_at(step).to(fabric.device)
+        method.before_step(step)
+        with fabric.autocast():
+            loss = method.loss(batch, step)
+        total = loss.total
+        if not torch.isfinite(total):
+            raise NonFiniteLossError(describe_nonfinite(loss, step))
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(total)
+        optimizer.step()
+        method.after_step(step)
+        follow(state, settings.ema_decay)
+        state.step += 1
+        on_step(state, loss)
+
+
+def averaged(method: Method) -> dict[str, Tensor]:
+    """The entries of the state that a running average is taken of: trained weights and statistics."""
+    frozen = {name for name, p in method.named_parameters() if not p.requires_grad}
+    return {
+        name: value
+        for name, value in method.state_dict().items()
+        if name not in frozen and value.is_floating_point()
+    }
+
+
+@torch.no_grad()
+def follow(state: TrainState, decay: float) -> None:
+    """average <- a * average + (1 - a) * weights, a = min(1 - 1/(t+1), decay)."""
+    if not state.average:
+        return
+    keep = min(1 - 1 / (state.step + 1), decay)
+    current = state.method.state_dict()
+    for name, mean in state.average.items():
+        mean.lerp_(current[name], 1 - keep)
+
+
+def describe_nonfinite(loss: Loss, step: int) -> str:
+    """Which term broke, and what helps."""
+    terms = ", ".join(f"{name}={float(term.value.detach()):g}" for name, term in loss.items())
+    return (
+        f"step {step}: the loss is not finite ({terms}). Lower train.lr, or set train.precision to "
+        "fp32; `vclipseg check` finds NaN or extreme values in the data."
+    )
