@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from made import SHAPE, affines, save_image, shapes
 
+from vclipseg.data.formats import stored_files
 from vclipseg.data.volume import (
     WRITE_SUFFIXES,
     Volume,
@@ -20,7 +21,6 @@ from vclipseg.data.volume import (
     read_image,
     read_labels,
     reorient,
-    stored_files,
     strip_suffix,
     turn,
     turn_back,

@@ -69,9 +69,7 @@ class PreparedCases:
         """
         path = self._of(case_id).labels
         if path is None:
-            raise DataError(
-                f"case {case_id} was prepared without labels; it is unlabeled here."
-            )
+            raise DataError(f"case {case_id} was prepared without labels; it is unlabeled here.")
         return _load(path)
 
     def trace(self, case_id: str) -> Trace:
@@ -101,7 +99,10 @@ def prepare(
     """Prepare the cases that the cache does not hold yet.
 
     Args:
+        dataset: Where the cases are read from.
         with_labels: Case id -> whether its labels are prepared too.
+        plan: How they are prepared.
+        cache_dir: The folder of prepared cases; made if it is missing.
         workers: Processes; 1 works in this one.
         on_progress: Called with cases done, cases to do and the id of each one done.
 
@@ -116,13 +117,9 @@ def prepare(
     }
     missing = [case_id for case_id, paths in files.items() if paths.missing()]
     jobs = [(dataset, dataset.case(i), plan, files[i]) for i in missing]
-    build = (
-        _build_all(jobs)
-        if workers <= 1 or len(jobs) <= 1
-        else _build_pooled(jobs, workers)
-    )
+    build = _build_all(jobs) if workers <= 1 or len(jobs) <= 1 else _build_pooled(jobs, workers)
     for done, case_id in enumerate(build, start=1):
-        if on_progress:
+        if on_progress is not None:
             on_progress(done, len(jobs), case_id)
     return PreparedCases(files)
 
@@ -130,13 +127,9 @@ def prepare(
 _Job = tuple[Dataset, Case, Plan, _Files]
 
 
-def _files(
-    dataset: Dataset, case: Case, labels: bool, plan: Plan, cache_dir: Path
-) -> _Files:
+def _files(dataset: Dataset, case: Case, labels: bool, plan: Plan, cache_dir: Path) -> _Files:
     """Paths that change with the content of the files and with the plan, but not its notes."""
-    key = _digest(
-        FORMAT, plan.model_dump(exclude={"notes"}), [hash_file(p) for p in case.images]
-    )
+    key = _digest(FORMAT, plan.model_dump(exclude={"notes"}), [hash_file(p) for p in case.images])
     stem = f"{case.case_id}.{key}"
     path = None
     if labels:
@@ -199,9 +192,7 @@ def _build(job: _Job) -> str:
         "plan": plan.model_dump(),
         "trace": trace.to_json(),
     }
-    _replace(
-        files.record, lambda path: path.write_text(json.dumps(record), encoding="utf-8")
-    )
+    _replace(files.record, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
     return case.case_id
 
 

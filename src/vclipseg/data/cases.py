@@ -44,9 +44,7 @@ class Listing:
     name: str
     cases: tuple[Case, ...]
     channel_names: tuple[str, ...] = ()
-    labels: Mapping[str, int] = field(
-        default_factory=dict
-    )  # class name -> stored value
+    labels: Mapping[str, int] = field(default_factory=dict)  # class name -> stored value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -54,9 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: is not readable JSON ({error}). Correct it."
-        ) from error
+        raise DataError(f"{path}: is not readable JSON ({error}). Correct it.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: must hold a JSON object, as in {{...}}.")
     return content
@@ -67,28 +63,23 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        p
-        for p in folder.iterdir()
-        if p.name.lower().endswith(IMAGE_SUFFIXES) and not hidden(p)
+        p for p in folder.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES) and not hidden(p)
     )
 
 
 def hidden(path: Path) -> bool:
+    """Whether a file is one that people do not see, such as macOS's `._*`."""
     return path.name.startswith(".")
 
 
-def group_channels(
-    files: Iterable[Path], suffixed: bool
-) -> dict[str, tuple[Path, ...]]:
+def group_channels(files: Iterable[Path], suffixed: bool) -> dict[str, tuple[Path, ...]]:
     """Case id -> its files in the order of channels; `suffixed` names end in _0000, _0001, ..."""
     groups: dict[str, list[Path]] = {}
     for path in files:
         match = CHANNEL.match(strip_suffix(path)) if suffixed else None
         groups.setdefault(match[1] if match else strip_suffix(path), []).append(path)
     for case_id, paths in groups.items():
-        found = [
-            m[2] for p in paths if suffixed and (m := CHANNEL.match(strip_suffix(p)))
-        ]
+        found = [m[2] for p in paths if suffixed and (m := CHANNEL.match(strip_suffix(p)))]
         if len(paths) > 1 and found != [f"{i:04d}" for i in range(len(paths))]:
             names = ", ".join(p.name for p in paths)
             raise DataError(
@@ -111,3 +102,9 @@ def paired(
             "Image and label must have the same name, but for the channel number _0000."
         )
     return [Case(i, files, labels.get(i), split, i) for i, files in images.items()]
+
+
+def unlabeled(root: Path, suffixed: bool) -> list[Case]:
+    """The cases of the folder imagesUn."""
+    groups = group_channels(image_files(root / "imagesUn"), suffixed)
+    return [Case(case_id, paths, None, "train", case_id) for case_id, paths in groups.items()]

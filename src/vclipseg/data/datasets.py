@@ -124,9 +124,7 @@ def open_dataset(
     """
     listing = list_cases(Path(folder))
     if not listing.cases:
-        raise DataError(
-            f"{listing.root}: has no cases. Put images into its image folder."
-        )
+        raise DataError(f"{listing.root}: has no cases. Put images into its image folder.")
     cases = _ordered(listing)
     _check_cases(cases)
     names, values = _classes(listing, cases, class_names, label_values)
@@ -149,27 +147,17 @@ def _ordered(listing: Listing) -> tuple[Case, ...]:
     """
     file = listing.root / "splits.json"
     wish = read_json(file) if file.is_file() else {}
-    order = {
-        role: {i: n for n, i in enumerate(wish.get(role) or [])}
-        for role in ("train", "test")
-    }
+    order = {role: {i: n for n, i in enumerate(wish.get(role) or [])} for role in ("train", "test")}
     known = {c.case_id for c in listing.cases}
     if "train" not in wish:  # not a file of ours, or only about the test cases
         order["train"] = {}
     for role, ids in order.items():
         if missing := [i for i in ids if i not in known]:
-            raise DataError(
-                f'{file}: "{role}" names {missing[0]}, which is no case here.'
-            )
-    cases = [
-        replace(c, split="test") if c.case_id in order["test"] else c
-        for c in listing.cases
-    ]
+            raise DataError(f'{file}: "{role}" names {missing[0]}, which is no case here.')
+    cases = [replace(c, split="test") if c.case_id in order["test"] else c for c in listing.cases]
     for case in cases:
         if case.split == "test" and case.case_id in order["train"]:
-            raise DataError(
-                f'{file}: "train" names {case.case_id}, which is a test case.'
-            )
+            raise DataError(f'{file}: "train" names {case.case_id}, which is a test case.')
 
     def place(case: Case) -> tuple[bool, int]:
         return case.split == "test", order[case.split].get(case.case_id, len(cases))
@@ -188,23 +176,15 @@ def _check_cases(cases: Sequence[Case]) -> None:
             )
         seen[case.case_id] = case
         if not case.case_id or set(case.case_id) & set('/\\:*?"<>|'):
-            raise DataError(
-                f"{case.images[0]}: {case.case_id!r} cannot be part of a file name."
-            )
+            raise DataError(f"{case.images[0]}: {case.case_id!r} cannot be part of a file name.")
         for path in (*case.images, *([case.label] if case.label else [])):
             if not path.is_file():
-                raise DataError(
-                    f"{path}: case {case.case_id} needs this file, which is not there."
-                )
+                raise DataError(f"{path}: case {case.case_id} needs this file, which is not there.")
 
 
 def _count_channels(case: Case) -> tuple[str, ...]:
     """Names for the channels of a layout that gives none."""
-    count = (
-        len(case.images)
-        if len(case.images) > 1
-        else read_header(case.images[0]).channels
-    )
+    count = len(case.images) if len(case.images) > 1 else read_header(case.images[0]).channels
     return ("image",) if count == 1 else tuple(f"channel_{i}" for i in range(count))
 
 
@@ -257,9 +237,7 @@ def _stored_values(listing: Listing, cases: Sequence[Case]) -> tuple[int, ...]:
 
 def _check_values(listing: Listing, values: tuple[int, ...], asked: bool) -> None:
     if len(set(values)) != len(values) or not 2 <= len(values) <= 256:
-        raise UsageError(
-            f"{listing.root}: label values {values} must be 2 to 256 different ones."
-        )
+        raise UsageError(f"{listing.root}: label values {values} must be 2 to 256 different ones.")
     if not asked and values != tuple(range(len(values))):
         raise DataError(
             f"{listing.root}: the label values {values} are not 0, 1, 2, ... without gaps. If "

@@ -30,10 +30,7 @@ Spacing = tuple[Millimetres, Millimetres, Millimetres]
 
 
 def _three_axes(codes: str) -> str:
-    pairs = [
-        next((i for i, pair in enumerate(("RL", "AP", "SI")) if c in pair), -1)
-        for c in codes
-    ]
+    pairs = [next((i for i, pair in enumerate(("RL", "AP", "SI")) if c in pair), -1) for c in codes]
     if sorted(pairs) != [0, 1, 2]:
         raise ValueError('one letter each of R or L, A or P, S or I, such as "RAS"')
     return codes
@@ -107,13 +104,13 @@ class Plan(PlanSettings):
         return self.intensity[channel]
 
 
-def make_plan(
-    dataset: Dataset, cases: Iterable[Case | str], settings: PlanSettings
-) -> Plan:
+def make_plan(dataset: Dataset, cases: Iterable[Case | str], settings: PlanSettings) -> Plan:
     """Decide what the settings leave open, from the train images and channel names alone.
 
     Args:
+        dataset: Where the cases are.
         cases: The train cases, or their ids; only headers are read.
+        settings: What a person decided already.
 
     Raises:
         UsageError: The settings do not fit the data set.
@@ -135,9 +132,7 @@ def make_plan(
         raise UsageError(f"prepare: {_first_message(error)}") from error
 
 
-def _median_spacing(
-    dataset: Dataset, cases: Iterable[Case | str], orientation: str
-) -> Spacing:
+def _median_spacing(dataset: Dataset, cases: Iterable[Case | str], orientation: str) -> Spacing:
     spacings = []
     for case in cases:
         files = (case if isinstance(case, Case) else dataset.case(case)).images
@@ -147,9 +142,7 @@ def _median_spacing(
         )
         spacings.append(affine_spacing(turned))
     if not spacings:
-        raise UsageError(
-            "prepare: no train image to take the spacing from; set spacing."
-        )
+        raise UsageError("prepare: no train image to take the spacing from; set spacing.")
     x, y, z = (round(float(v), 6) for v in np.median(spacings, axis=0))
     return x, y, z
 
@@ -175,18 +168,14 @@ def _intensities(
         notes["intensity"] = "these files are normalized already"
         return ("none",) * count
     notes["intensity"] = f"by the channel names: {', '.join(dataset.channel_names)}"
-    return tuple(
-        _BY_CHANNEL_NAME.get(n.casefold(), "zscore") for n in dataset.channel_names
-    )
+    return tuple(_BY_CHANNEL_NAME.get(n.casefold(), "zscore") for n in dataset.channel_names)
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
     """Write plan.json, whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(
-        json.dumps(plan.model_dump(), indent=2) + "\n", encoding="utf-8"
-    )
+    temporary.write_text(json.dumps(plan.model_dump(), indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -104,9 +104,7 @@ class Trace:
 
 
 def _tuples(value: Any) -> Any:
-    return (
-        tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
-    )
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def prepare_image(volume: Volume, plan: Plan) -> tuple[Volume, Trace]:
@@ -114,17 +112,14 @@ def prepare_image(volume: Volume, plan: Plan) -> tuple[Volume, Trace]:
 
     Args:
         volume: `(C, X, Y, Z)`.
+        plan: What to turn, crop, normalize and resample to.
 
     Returns:
         float32 `(C, x, y, z)`, and how to undo it.
     """
     axes, flips = axes_and_flips(volume.affine, plan.orientation)
     array = turn(volume.array, axes, flips)
-    box = (
-        _nonzero_box(array)
-        if plan.crop == "nonzero"
-        else tuple((0, n) for n in array.shape[1:])
-    )
+    box = _nonzero_box(array) if plan.crop == "nonzero" else tuple((0, n) for n in array.shape[1:])
     cropped = tuple(stop - start for start, stop in box)
     spacing = affine_spacing(turn_affine(volume.affine, volume.shape, axes, flips))
     trace = Trace(
@@ -168,9 +163,7 @@ def prepare_labels(volume: Volume, trace: Trace) -> Volume:
     return Volume(labels, trace.prepared_affine)
 
 
-def corner_distance_mm(
-    first: np.ndarray, second: np.ndarray, shape: Sequence[int]
-) -> float:
+def corner_distance_mm(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
     """How far in mm two affines put the corners of one grid from each other, at most."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1])).reshape(4, -1)
     return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
@@ -183,6 +176,7 @@ def restore(probs: np.ndarray | torch.Tensor, trace: Trace) -> np.ndarray:
 
     Args:
         probs: `(K, x, y, z)`, class 0 the background.
+        trace: How the scan was prepared.
 
     Returns:
         float32 `(K, X, Y, Z)`.
@@ -190,9 +184,7 @@ def restore(probs: np.ndarray | torch.Tensor, trace: Trace) -> np.ndarray:
     _check_shape(probs, trace)
     whole = np.zeros((len(probs), *trace.shape), dtype=np.float32)
     whole[0] = 1
-    turned = turn(
-        whole, trace.axes, trace.flips
-    )  # a view: what is written there is in `whole`
+    turned = turn(whole, trace.axes, trace.flips)  # a view: what is written there is in `whole`
     for index in range(len(probs)):
         inside = linear(probs[index], trace.cropped_shape)
         turned[(index, *trace.slices)] = inside.cpu().numpy()
@@ -203,7 +195,8 @@ def restore_mask(probs: np.ndarray | torch.Tensor, trace: Trace) -> Volume:
     """Put the most probable class on the grid of the scan, holding two classes at a time.
 
     Args:
-        probs: `(K, x, y, z)`.
+        probs: `(K, x, y, z)`, on any device, where the work is done.
+        trace: How the scan was prepared.
 
     Returns:
         uint8 `(X, Y, Z)` with the scan's own affine.
@@ -218,9 +211,7 @@ def restore_mask(probs: np.ndarray | torch.Tensor, trace: Trace) -> Volume:
 
 def _check_shape(probs: np.ndarray | torch.Tensor, trace: Trace) -> None:
     if tuple(probs.shape[1:]) != trace.prepared_shape or probs.ndim != 4:
-        raise ValueError(
-            f"probs of shape {tuple(probs.shape)}, not (K, *{trace.prepared_shape})"
-        )
+        raise ValueError(f"probs of shape {tuple(probs.shape)}, not (K, *{trace.prepared_shape})")
 
 
 def _nonzero_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
@@ -230,7 +221,5 @@ def _nonzero_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
         hit = np.flatnonzero(nonzero.any(axis=others))
-        box.append(
-            (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, nonzero.shape[axis])
-        )
+        box.append((int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, nonzero.shape[axis]))
     return tuple(box)

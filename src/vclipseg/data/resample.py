@@ -18,26 +18,18 @@ SMOOTH_ABOVE = 2.0
 """Images that shrink by more than this along an axis are smoothed along it first."""
 
 
-def resampled_shape(
-    shape: Sequence[int], old: Sequence[float], new: Sequence[float]
-) -> Shape:
+def resampled_shape(shape: Sequence[int], old: Sequence[float], new: Sequence[float]) -> Shape:
     """Voxels after a change of spacing in mm, the field of view kept as nearly as can be."""
-    x, y, z = (
-        max(1, int(n * a / b + 0.5)) for n, a, b in zip(shape, old, new, strict=True)
-    )
+    x, y, z = (max(1, int(n * a / b + 0.5)) for n, a, b in zip(shape, old, new, strict=True))
     return x, y, z
 
 
-def resampled_affine(
-    affine: np.ndarray, old: Sequence[int], new: Sequence[int]
-) -> np.ndarray:
+def resampled_affine(affine: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.ndarray:
     """The affine of a grid of `new` voxels over the field of view of one of `old`."""
     factor = np.asarray(old) / np.asarray(new)
     scaled = affine.copy()
     scaled[:3, :3] = affine[:3, :3] * factor
-    scaled[:3, 3] += affine[:3, :3] @ (
-        (factor - 1) / 2
-    )  # half a new voxel from the old corner
+    scaled[:3, 3] += affine[:3, :3] @ ((factor - 1) / 2)  # half a new voxel from the old corner
     return scaled
 
 
@@ -50,9 +42,7 @@ def resample_image(array: np.ndarray, shape: Shape) -> np.ndarray:
     """
     if array.shape[1:] == tuple(shape):
         return array
-    return np.stack(
-        [linear(_smoothed(channel, shape), shape).numpy() for channel in array]
-    )
+    return np.stack([linear(_smoothed(channel, shape), shape).numpy() for channel in array])
 
 
 def resample_labels(labels: np.ndarray, shape: Shape) -> np.ndarray:
@@ -95,7 +85,5 @@ def _smoothed(array: np.ndarray, shape: Shape) -> np.ndarray:
     """Smooth along axes that shrink by more than `SMOOTH_ABOVE`, against aliasing."""
     for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)):
         if old / new > SMOOTH_ABOVE:
-            array = gaussian_filter1d(
-                array, (old / new - 1) / 2, axis=axis, mode="nearest"
-            )
+            array = gaussian_filter1d(array, (old / new - 1) / 2, axis=axis, mode="nearest")
     return array

@@ -40,10 +40,7 @@ class Split:
 
     def to_json(self) -> dict[str, Any]:
         """What splits.json of a run folder holds."""
-        return {
-            key: list(v) if isinstance(v, tuple) else v
-            for key, v in asdict(self).items()
-        }
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Split:
@@ -53,16 +50,9 @@ class Split:
             DataError: A key is missing or unknown.
         """
         try:
-            return cls(
-                **{
-                    k: tuple(v) if isinstance(v, list) else v
-                    for k, v in content.items()
-                }
-            )
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
         except TypeError as error:
-            raise DataError(
-                f"splits.json: is not the split of a run ({error})."
-            ) from error
+            raise DataError(f"splits.json: is not the split of a run ({error}).") from error
 
 
 def split_cases(
@@ -75,6 +65,7 @@ def split_cases(
     """Decide which cases training sees with labels, which without, and which it never sees.
 
     Args:
+        dataset: Its train order is the one that numbers count.
         labeled: A number of cases, taken from the start of the train order; or their ids;
             None takes all that have labels. All other train cases become unlabeled.
         draw: Seed to draw that number at random instead, subject by subject.
@@ -95,9 +86,7 @@ def split_cases(
         test=test,
         seed=draw,
         transductive=transductive,
-        hash=_hash_roles(
-            dataset, {"labeled": chosen, "unlabeled": unlabeled, "test": test}
-        ),
+        hash=_hash_roles(dataset, {"labeled": chosen, "unlabeled": unlabeled, "test": test}),
     )
 
 
@@ -115,9 +104,7 @@ def _choose(
 ) -> tuple[str, ...]:
     candidates = dataset.labeled
     if not candidates:
-        raise DataError(
-            f"{dataset.root}: no train case has labels. Annotate at least one."
-        )
+        raise DataError(f"{dataset.root}: no train case has labels. Annotate at least one.")
     if labeled is None and draw is None:
         return tuple(c.case_id for c in candidates)
     if isinstance(labeled, int):
@@ -129,14 +116,10 @@ def _choose(
             candidates = _shuffled(candidates, draw)
         return tuple(c.case_id for c in candidates[:labeled])
     if draw is not None or isinstance(labeled, str) or not labeled:
-        raise UsageError(
-            "A draw needs the number of labeled cases, as in labeled=4; ids a list."
-        )
+        raise UsageError("A draw needs the number of labeled cases, as in labeled=4; ids a list.")
     known = {c.case_id for c in candidates}
     if unknown := [i for i in labeled if i not in known]:
-        raise UsageError(
-            f"{dataset.root}: {unknown[0]} is not a train case with a label file."
-        )
+        raise UsageError(f"{dataset.root}: {unknown[0]} is not a train case with a label file.")
     return tuple(dict.fromkeys(labeled))
 
 
@@ -167,9 +150,7 @@ def hash_file(path: Path) -> str:
         DataError: It cannot be read.
     """
     try:
-        files = [
-            (str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in stored_files(path)
-        ]
+        files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in stored_files(path)]
         return "+".join(_hash_content(*file) for file in files)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error

@@ -24,7 +24,6 @@ from vclipseg.data.formats import (
     image_suffix,
     read_geometry,
     read_voxels,
-    stored_files,
     strip_suffix,
     write_voxels,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "read_image",
     "read_labels",
     "reorient",
-    "stored_files",
     "strip_suffix",
     "turn",
     "turn_affine",
@@ -124,9 +122,7 @@ def read_image(paths: str | Path | Sequence[Path]) -> Volume:
     Raises:
         DataError: A file is missing, unreadable or differs in shape from the first.
     """
-    files = (
-        [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
-    )
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
     first, *others = [_read(path, "image") for path in files]
     for path, other in zip(files[1:], others, strict=True):
         if other.shape != first.shape:
@@ -136,9 +132,7 @@ def read_image(paths: str | Path | Sequence[Path]) -> Volume:
             )
     if not others:
         return first
-    return Volume(
-        np.concatenate([first.array, *[o.array for o in others]]), first.affine
-    )
+    return Volume(np.concatenate([first.array, *[o.array for o in others]]), first.affine)
 
 
 def read_labels(path: str | Path) -> Volume:
@@ -200,9 +194,7 @@ def axes_and_flips(
     """
     start = nib.orientations.io_orientation(affine)
     end = nib.orientations.axcodes2ornt(tuple(orientation))
-    change = nib.orientations.ornt_transform(
-        start, end
-    )  # row: old axis; columns: new axis, flip
+    change = nib.orientations.ornt_transform(start, end)  # row: old axis; columns: new axis, flip
     axes = tuple(int(a) for a in np.argsort(change[:, 0]))
     return axes, tuple(bool(change[a, 1] < 0) for a in axes)
 
@@ -214,9 +206,7 @@ def turn(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.nd
     return array[(..., *[slice(None, None, -1 if f else 1) for f in flips])]
 
 
-def turn_back(
-    array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]
-) -> np.ndarray:
+def turn_back(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
     """Undo `turn`; a view."""
     lead = array.ndim - 3
     array = array[(..., *[slice(None, None, -1 if f else 1) for f in flips])]
@@ -241,9 +231,7 @@ def _read(path: Path, kind: str) -> Volume:
         array, affine = read_voxels(path, kind)
         header = _header(array.shape, affine)
         if array.dtype.kind not in "biuf":
-            raise ValueError(
-                f"voxels of type {array.dtype} are not numbers on one scale"
-            )
+            raise ValueError(f"voxels of type {array.dtype} are not numbers on one scale")
         array = np.moveaxis(array.reshape(*header.shape, header.channels), -1, 0)
         dtype = np.float32 if kind == "image" else array.dtype
         return Volume(np.ascontiguousarray(array, dtype=dtype), header.affine)
@@ -255,9 +243,7 @@ def _naming(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
     if not image_suffix(path):
-        raise DataError(
-            f"{path}: not a known image file. Known are {', '.join(IMAGE_SUFFIXES)}."
-        )
+        raise DataError(f"{path}: not a known image file. Known are {', '.join(IMAGE_SUFFIXES)}.")
     try:
         yield
     except _UNREADABLE as error:
@@ -282,9 +268,7 @@ def _header(shape: Sequence[int], affine: np.ndarray) -> Header:
         raise ValueError(f"shape {tuple(sizes)} is not that of a 3-D volume")
     affine = np.asarray(affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ValueError(
-            "its affine is not invertible, so that its voxels have no place"
-        )
+        raise ValueError("its affine is not invertible, so that its voxels have no place")
     x, y, z, *channels = sizes
     return Header((x, y, z), channels[0] if channels else 1, affine)
 
