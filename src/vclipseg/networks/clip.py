@@ -92,7 +92,11 @@ def _load(model: str, revision: str | None) -> tuple[Any, Any]:
             raise
         from huggingface_hub import HfApi
 
-        HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT_S)
+        try:
+            HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT_S)
+        except Exception as error:
+            why = str(error).split("\n")[0]
+            raise OSError(f"not on this machine, and not to be had from the hub ({why})") from error
         return _from_pretrained(model, revision, local=False)
 
 
