@@ -37,7 +37,7 @@ FULL = np.ones((4, 4, 4), dtype=bool)
 
 
 @pytest.mark.parametrize(
-    "reference, prediction, dice, jaccard",
+    ("reference", "prediction", "dice", "jaccard"),
     [
         (voxel(4, 4, 4), voxel(4, 4, 4), 1, 1),
         (voxel(4, 4, 4), voxel(4, 4, 5), 0, 0),
@@ -55,7 +55,7 @@ def test_overlap(reference, prediction, dice, jaccard):
 
 
 @pytest.mark.parametrize(
-    "reference, prediction, spacing, distance",
+    ("reference", "prediction", "spacing", "distance"),
     [
         (voxel(1, 4, 4), voxel(5, 4, 4), (1, 1, 1), 4),
         (voxel(1, 4, 4), voxel(5, 4, 4), (0.5, 1, 3), 2),
@@ -172,7 +172,7 @@ def test_a_mask_that_touches_the_border_has_its_surface_there():
 
 
 @pytest.mark.parametrize(
-    "reference, prediction, overlap, failure",
+    ("reference", "prediction", "overlap", "failure"),
     [
         (voxel(4, 4, 4), EMPTY, 0, 1),
         (EMPTY, voxel(4, 4, 4), 0, 0),

@@ -19,7 +19,7 @@ def test_bootstrap_mean_covers_the_mean_and_is_seeded():
 
 
 @pytest.mark.parametrize(
-    "values, mean, low, n",
+    ("values", "mean", "low", "n"),
     [
         ([], None, None, 0),
         ([np.nan], None, None, 0),
@@ -81,7 +81,7 @@ def test_wilcoxon_is_exact(difference):
     assert comparison.difference == pytest.approx(np.mean(difference))
 
 
-@pytest.mark.parametrize("n, p", [(4, 0.125), (5, 0.0625), (6, 0.03125)])
+@pytest.mark.parametrize(("n", "p"), [(4, 0.125), (5, 0.0625), (6, 0.03125)])
 def test_six_cases_are_the_fewest_that_can_reach_the_level(n, p):
     a = 0.5 + 0.01 * np.arange(1, n + 1)
     comparison = statistics.paired_comparison(a, np.full(n, 0.5), names=("ours", "theirs"))
@@ -143,7 +143,7 @@ def test_lengths_must_agree():
 
 
 @pytest.mark.parametrize(
-    "p_values, adjusted",
+    ("p_values", "adjusted"),
     [
         ([], []),
         ([0.03], [0.03]),

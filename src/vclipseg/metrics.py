@@ -28,8 +28,8 @@ from scipy import ndimage
 Mask = NDArray[np.bool_]
 Spacing = Sequence[float]
 
-METRICS = ("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "assd_mm", "nsd")
-DISTANCES = ("hd95_voxel", "asd_voxel", "hd95_mm", "assd_mm")
+DISTANCES: tuple[str, ...] = ("hd95_voxel", "asd_voxel", "hd95_mm", "assd_mm")
+METRICS: tuple[str, ...] = ("dice", "jaccard", *DISTANCES, "nsd")
 
 VOXELS = (1.0, 1.0, 1.0)
 FACES = ndimage.generate_binary_structure(3, 1)  # a voxel and its 6 face neighbors
@@ -177,10 +177,11 @@ def largest_component(mask: NDArray) -> NDArray:
 
 
 def _largest(mask: Mask) -> Mask:
-    components, count = ndimage.label(mask, CORNERS)
-    if count < 2:
-        return mask
+    components = np.zeros(mask.shape, dtype=np.int32)
+    ndimage.label(mask, CORNERS, output=components)
     sizes = np.bincount(components.ravel())
+    if len(sizes) <= 2:
+        return mask
     sizes[0] = 0  # the background
     return components == sizes.argmax()
 
@@ -197,9 +198,13 @@ def _surface(mask: Mask) -> Mask:
 def _between(
     reference_surface: Mask, prediction_surface: Mask, spacing: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    to_reference = ndimage.distance_transform_edt(~reference_surface, sampling=spacing)
-    to_prediction = ndimage.distance_transform_edt(~prediction_surface, sampling=spacing)
+    to_reference = _distance_to(reference_surface, spacing)
+    to_prediction = _distance_to(prediction_surface, spacing)
     return to_reference[prediction_surface], to_prediction[reference_surface]
+
+
+def _distance_to(surface: Mask, spacing: Spacing) -> NDArray[np.float64]:
+    return np.asarray(ndimage.distance_transform_edt(~surface, sampling=spacing))
 
 
 def _distances(reference: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
@@ -228,7 +233,7 @@ def _mean(distances: NDArray) -> float:
 
 def _nsd(reference: Mask, prediction: Mask, spacing: Spacing, tolerance_mm: float) -> float:
     import torch
-    from monai.metrics import compute_surface_dice
+    from monai.metrics.surface_dice import compute_surface_dice
 
     # MONAI 1.6 passes itself an argument it deprecates; a filter that stays is safe in threads
     warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)

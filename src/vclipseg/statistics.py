@@ -63,7 +63,7 @@ class Comparison:
     @property
     def claim(self) -> str:
         """What may be said, as one plain sentence."""
-        if self.n < MIN_CASES:
+        if self.n < MIN_CASES or self.difference is None:
             return (
                 f"No claim that {self.name_a} and {self.name_b} differ in {self.metric} can be "
                 f"made from {self.n} paired {'case' if self.n == 1 else 'cases'}: "
@@ -103,16 +103,16 @@ def bootstrap_mean(
     Returns:
         No bounds below two values; equal bounds when all values are the same.
     """
-    values = _present(values)
-    if values.size == 0:
+    present = _present(values)
+    if present.size == 0:
         return Interval(None, None, None, 0)
-    mean = float(values.mean())
-    if values.size == 1:
+    mean = float(present.mean())
+    if present.size == 1:
         return Interval(mean, None, None, 1)
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean, values.size)
+    if np.ptp(present) == 0:
+        return Interval(mean, mean, mean, present.size)
     result = stats.bootstrap(
-        (values,),
+        (present,),
         np.mean,
         n_resamples=samples,
         confidence_level=CONFIDENCE,
@@ -120,14 +120,14 @@ def bootstrap_mean(
         rng=np.random.default_rng(seed),
     )
     low, high = result.confidence_interval
-    return Interval(mean, float(low), float(high), values.size)
+    return Interval(mean, float(low), float(high), present.size)
 
 
 def mean_over_seeds(values: ArrayLike) -> NDArray[np.float64]:
     """Scores (S, N) of S seeds on N cases -> (N,), averaged over the seeds that have a value."""
-    values = np.asarray(values, dtype=np.float64)
-    count = np.isfinite(values).sum(axis=0)
-    total = np.nansum(values, axis=0)
+    table = np.asarray(values, dtype=np.float64)
+    count = np.isfinite(table).sum(axis=0)
+    total = np.nansum(table, axis=0)
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
@@ -178,19 +178,19 @@ def paired_comparison(
     Raises:
         ValueError: the two differ in length.
     """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"paired scores differ in shape: {a.shape} and {b.shape}")
-    paired = np.isfinite(a) & np.isfinite(b)
-    a, b = a[paired], b[paired]
-    difference = np.round(a - b, 12)  # rounding errors are not ranks
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired scores differ in shape: {first.shape} and {second.shape}")
+    paired = np.isfinite(first) & np.isfinite(second)
+    first, second = first[paired], second[paired]
+    difference = np.round(first - second, 12)  # rounding errors are not ranks
     interval = bootstrap_mean(difference, samples=samples, seed=seed)
     return Comparison(
         name_a=names[0],
         name_b=names[1],
         metric=metric,
-        mean_a=float(a.mean()) if a.size else None,
-        mean_b=float(b.mean()) if b.size else None,
+        mean_a=float(first.mean()) if first.size else None,
+        mean_b=float(second.mean()) if second.size else None,
         difference=interval.mean,
         low=interval.low,
         high=interval.high,
@@ -205,16 +205,17 @@ def wilcoxon_p(difference: NDArray) -> float | None:
         return None
     if not difference.any():
         return 1.0
-    return float(stats.wilcoxon(difference).pvalue)
+    result = stats.wilcoxon(difference)
+    return float(result.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjustment of the p values of one family (Holm 1979); None stays None."""
-    known = [index for index, p in enumerate(p_values) if p is not None]
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     running = 0.0
-    for rank, index in enumerate(sorted(known, key=lambda index: p_values[index])):
-        running = max(running, min(1.0, (len(known) - rank) * p_values[index]))
+    for rank, (p, index) in enumerate(known):
+        running = max(running, min(1.0, (len(known) - rank) * p))
         adjusted[index] = running
     return adjusted
 
@@ -229,5 +230,5 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _present(values: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(values, dtype=np.float64).ravel()
-    return values[np.isfinite(values)]
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    return flat[np.isfinite(flat)]
