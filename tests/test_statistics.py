@@ -164,3 +164,16 @@ def test_adjusted_claims_follow_holm():
     assert [comparison.p_adjusted for comparison in both] == pytest.approx([0.0625, 0.0625])
     assert not both[0].significant
     assert "p = 0.0625 after Holm" in both[0].claim
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(None, ""), (1.0, "1.0000"), (0.0312, "0.0312"), (2e-6, "< 0.0001")]
+)
+def test_p_values_are_never_shown_as_zero(p, text):
+    assert statistics.format_p(p) == text
+
+
+def test_a_tiny_p_reads_well():
+    a = 0.5 + 0.01 * np.arange(1, 21)
+    claim = statistics.paired_comparison(a, np.full(20, 0.5)).claim
+    assert "p < 0.0001, n = 20" in claim

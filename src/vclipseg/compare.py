@@ -14,7 +14,7 @@ from vclipseg.data.cases import read_json
 from vclipseg.errors import UsageError
 from vclipseg.metrics import METRICS
 from vclipseg.scores import CaseScore, case_means, class_names_of, read_scores
-from vclipseg.statistics import Comparison, adjust, paired_comparison
+from vclipseg.statistics import Comparison, adjust, format_p, paired_comparison
 
 MEAN = "mean"
 
@@ -91,7 +91,7 @@ def _line(name: str, row: Comparison) -> tuple[str, ...]:
         _number(row.mean_b),
         _number(row.difference, "+.4f"),
         interval,
-        _number(p),
+        format_p(p) or "-",
         str(row.n),
     )
 

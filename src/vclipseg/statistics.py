@@ -83,9 +83,10 @@ class Comparison:
 
     @property
     def _p_text(self) -> str:
-        if self.p_adjusted is not None:
-            return f"p = {self.p_adjusted:.4f} after Holm"
-        return f"p = {self.p:.4f}"
+        adjusted = self.p_adjusted is not None
+        text = format_p(self.p_adjusted if adjusted else self.p)
+        text = f"p {text}" if text.startswith("<") else f"p = {text}"
+        return text + (" after Holm" if adjusted else "")
 
 
 def bootstrap_mean(
@@ -227,6 +228,13 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
         replace(comparison, p_adjusted=p)
         for comparison, p in zip(comparisons, adjusted, strict=True)
     ]
+
+
+def format_p(p: float | None) -> str:
+    """A p value in four decimals, as tables and sentences show it; empty for None."""
+    if p is None:
+        return ""
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def _present(values: ArrayLike) -> NDArray[np.float64]:

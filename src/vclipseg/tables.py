@@ -21,6 +21,7 @@ from vclipseg.statistics import (
     Interval,
     adjust,
     bootstrap_mean_over_seeds,
+    format_p,
     mean_over_seeds,
     paired_comparison,
 )
@@ -222,7 +223,7 @@ def _versus(comparison: Comparison | None) -> tuple[str, str]:
     if comparison is None or comparison.difference is None:
         return "", ""
     interval = Interval(comparison.difference, comparison.low, comparison.high, comparison.n)
-    return _with_interval(interval, "+.4f"), _number(comparison.p_adjusted)
+    return _with_interval(interval, "+.4f"), format_p(comparison.p_adjusted)
 
 
 def _with_interval(interval: Interval, form: str = ".4f") -> str:
