@@ -7,8 +7,6 @@ extends, the recipe, overrides from the command line.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -180,9 +178,3 @@ def known_keys(model: Any) -> list[str]:
         if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
             keys += known_keys(info.annotation)
     return keys
-
-
-def settings_hash(experiment: Experiment, data_hash: str) -> str:
-    """Twelve hex digits that name this experiment on these data."""
-    content = json.dumps([experiment.to_json(), data_hash], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -24,7 +24,7 @@ import torch
 
 from vclipseg import __version__
 from vclipseg.checkpoint import load_state, save_model, save_state
-from vclipseg.config import Experiment, build_experiment, settings_hash
+from vclipseg.config import Experiment, build_experiment
 from vclipseg.console import Console
 from vclipseg.data.batch import PatchSampler
 from vclipseg.data.cache import PreparedCases, prepare, training_cases
@@ -37,7 +37,8 @@ from vclipseg.inference import PredictSettings, load
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Loss, Method, Task
 from vclipseg.networks.text import TextVectors, text_vectors
-from vclipseg.runlog import RunLog
+from vclipseg.records import settings_hash
+from vclipseg.runlog import RunLog, read_log
 from vclipseg.scores import write_text
 from vclipseg.training import TrainState, make_fabric, start, train
 
@@ -130,7 +131,7 @@ class Run:
             "label_values": list(data.dataset.label_values),
             "channel_names": list(data.dataset.channel_names),
             "settings": experiment.to_json(),
-            "settings_hash": settings_hash(experiment, data.split.hash),
+            "settings_hash": settings_hash([experiment.to_json(), data.split.hash]),
             "plan": data.plan.model_dump(mode="json"),
             "text": text.origin if text else None,
             "transductive": data.split.transductive,
@@ -175,6 +176,11 @@ class Run:
         """The cases of this run, by role."""
         content = json.loads((self.folder / "splits.json").read_text(encoding="utf-8"))
         return Split.from_json(content)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and commit that it was started with."""
+        return json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
 
     @property
     def plan(self) -> Plan:
@@ -370,8 +376,6 @@ def evaluate_run(
 
 def train_seconds(run: Run) -> float:
     """Seconds of training, from the log."""
-    from vclipseg.runlog import read_log
-
     rows = read_log(run.folder / "log.csv")
     return round(float(rows[-1]["seconds"]), 1) if rows else 0.0
 

@@ -1,0 +1,46 @@
+# The only commands to learn: demo, test, check, dev, bench.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check dev bench format clean
+
+# The main job end to end on made-up anatomy, in a few minutes.
+demo: $(READY)
+	$(BIN)/vclipseg demo --out runs/demo
+
+# Every test, the slow ones too (a reduced demo among them).
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# Format, lint, types, import layers, fast tests.
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow"
+
+# Everything a developer needs.
+dev: $(READY)
+	@echo "ready: $(BIN)/vclipseg --help"
+
+# Speed of a training step, of prediction and of scoring on this machine.
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch first and alone: its CPU build is picked before anything else can ask for another.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed: make PYTHON=python3.12 ...' if sys.version_info < (3, 11) else 0)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache
