@@ -17,18 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from vclipseg.compare_table import write_table
 from vclipseg.config import load_experiment
 from vclipseg.data.datasets import open_dataset, split_cases
 from vclipseg.experiment import Run, train_seconds
 from vclipseg.records import record, recorded, run_record, settings_hash
 from vclipseg.scores import read_scores
+from vclipseg.tables import write_table
 
 RECORDING = Lock()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("grid", type=Path, help="folder of the record, results/NAME")
     parser.add_argument("recipes", type=Path, nargs="+", help="recipes, or a folder of them")
     parser.add_argument("--data", type=Path, required=True)
