@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -207,10 +208,11 @@ def _labels(dataset: Dataset, case: Case, trace: Trace) -> np.ndarray:
 def _save(array: np.ndarray, path: Path) -> None:
     """Compress without loss."""
     chunks = [min(_CHUNK, n) for n in array.shape]
+    contiguous: Any = np.ascontiguousarray(array)
 
     def pack(target: Path) -> None:
         blosc2.asarray(
-            np.ascontiguousarray(array),
+            contiguous,
             urlpath=str(target),
             mode="w",
             chunks=chunks,
@@ -222,7 +224,8 @@ def _save(array: np.ndarray, path: Path) -> None:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        return blosc2.open(str(path), mode="r")[:]
+        packed: Any = blosc2.open(str(path), mode="r")
+        return packed[:]
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}). Delete it and prepare again."

@@ -184,7 +184,7 @@ def _check_cases(cases: Sequence[Case]) -> None:
 
 def _count_channels(case: Case) -> tuple[str, ...]:
     """Names for the channels of a layout that gives none."""
-    count = len(case.images) if len(case.images) > 1 else read_header(case.images[0]).channels
+    count = sum(read_header(path).channels for path in case.images)
     return ("image",) if count == 1 else tuple(f"channel_{i}" for i in range(count))
 
 

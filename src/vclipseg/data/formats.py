@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import h5py
 import nibabel as nib
@@ -53,12 +54,12 @@ def read_geometry(path: Path) -> Geometry:
     """Shape `(X, Y, Z[, C])` and affine of a file, without its voxels."""
     suffix = image_suffix(path)
     if suffix in NIFTI_SUFFIXES:
-        image = nib.load(path)
+        image = _open_nifti(path)
         return image.shape, image.affine
     if suffix in ITK_SUFFIXES:
         return _itk_geometry(path)
     with h5py.File(path, "r") as file:
-        return file["image"].shape, _hdf5_affine()
+        return cast("h5py.Dataset", file["image"]).shape, _hdf5_affine()
 
 
 def read_voxels(path: Path, kind: str) -> Voxels:
@@ -69,7 +70,7 @@ def read_voxels(path: Path, kind: str) -> Voxels:
     if suffix in ITK_SUFFIXES:
         return _read_itk(path)
     with h5py.File(path, "r") as file:
-        return file[kind][()], _hdf5_affine()
+        return cast("h5py.Dataset", file[kind])[()], _hdf5_affine()
 
 
 def write_voxels(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -91,8 +92,12 @@ def stored_files(path: Path) -> tuple[Path, ...]:
     return (path, path.parent / found[1])
 
 
+def _open_nifti(path: Path) -> Any:
+    return nib.load(path)  # typed as the base of all formats, without voxels
+
+
 def _read_nifti(path: Path, kind: str) -> Voxels:
-    image = nib.load(path)
+    image = _open_nifti(path)
     if kind == "image" and image.get_data_dtype().kind in "biuf":
         return image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine
     return np.asanyarray(image.dataobj), image.affine

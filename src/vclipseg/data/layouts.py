@@ -10,6 +10,7 @@ from vclipseg.data.cases import (
     CHANNEL,
     Case,
     Listing,
+    Role,
     hidden,
     image_files,
     paired,
@@ -93,7 +94,8 @@ def _la_h5(root: Path) -> Listing:
     if train is None:
         train = [i for i in files if i not in (test or [])]
     cases = []
-    for split, ids in (("train", train), ("test", test or [])):
+    by_role: dict[Role, list[str]] = {"train": train, "test": test or []}
+    for split, ids in by_role.items():
         for case_id in ids:
             if case_id not in files:
                 raise DataError(f"{base}: {split}.list names {case_id}, which is not there.")

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -48,16 +48,9 @@ _BY_CHANNEL_NAME: dict[str, Intensity] = {
 }
 
 
-class PlanSettings(Settings):
-    """What a person may fix of the plan; the rest is decided from the data."""
-
+class _Steps(Settings):
     orientation: Orientation = "RAS"
     """World directions of the axes X, Y and Z that volumes are turned to."""
-    spacing: Spacing | None = None
-    """Voxel size in mm along X, Y and Z after turning; default: the median of the train images."""
-    intensity: Intensity | tuple[Intensity, ...] | None = None
-    """zscore, window, percentile, rescale or none, one for all channels or one a channel;
-    default: by the channel's name."""
     window: tuple[float, float] | None = None
     """Lowest and highest intensity kept by "window"."""
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -66,7 +59,7 @@ class PlanSettings(Settings):
     """nonzero: cut away the border in which the image is 0 everywhere."""
 
     @model_validator(mode="after")
-    def _check(self) -> PlanSettings:
+    def _check(self) -> Self:
         if self.window and not self.window[0] < self.window[1]:
             raise ValueError("window: the first number must be below the second")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
@@ -74,7 +67,17 @@ class PlanSettings(Settings):
         return self
 
 
-class Plan(PlanSettings):
+class PlanSettings(_Steps):
+    """What a person may fix of the plan; the rest is decided from the data."""
+
+    spacing: Spacing | None = None
+    """Voxel size in mm along X, Y and Z after turning; default: the median of the train images."""
+    intensity: Intensity | tuple[Intensity, ...] | None = None
+    """zscore, window, percentile, rescale or none, one for all channels or one a channel;
+    default: by the channel's name."""
+
+
+class Plan(_Steps):
     """What preprocessing does to every image of a data set."""
 
     spacing: Spacing
@@ -85,7 +88,7 @@ class Plan(PlanSettings):
     """How each value was decided; read by people only."""
 
     @model_validator(mode="after")
-    def _check_window(self) -> Plan:
+    def _check_window(self) -> Self:
         if "window" in self.intensity and self.window is None:
             raise ValueError('intensity "window" needs window = [low, high]')
         return self

@@ -50,8 +50,9 @@ class Split:
             DataError: A key is missing or unknown.
         """
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
-        except TypeError as error:
+            lists = {key: tuple(content[key]) for key in ("labeled", "unlabeled", "test")}
+            return cls(**{**content, **lists})
+        except (KeyError, TypeError) as error:
             raise DataError(f"splits.json: is not the split of a run ({error}).") from error
 
 
