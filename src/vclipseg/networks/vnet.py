@@ -11,12 +11,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Upsampling = Literal["transposed", "trilinear", "nearest"]
 
 STRIDE = 16  # of the deepest stage; every axis is padded to a multiple of it
+
+
+class Conv3d(nn.Conv3d):
+    """A 3x3x3 convolution that computes tiny maps on the CPU in float32.
+
+    There oneDNN's bfloat16 weight gradient reads memory that it never wrote where the first axis has
+    two voxels (torch 2.13): the result is NaN or, worse, plausible. Those maps cost nothing anyway.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, x, y, z) -> (B, G, x, y, z)."""
+        if x.device.type == "cpu" and min(x.shape[2:]) < 3:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
 
 
 class ConvBlock(nn.Sequential):
@@ -26,7 +42,7 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for i in range(depth):
             channels = in_channels if i == 0 else out_channels
-            layers += [nn.Conv3d(channels, out_channels, 3, padding=1), *norm_relu(out_channels)]
+            layers += [Conv3d(channels, out_channels, 3, padding=1), *norm_relu(out_channels)]
         super().__init__(*layers)
 
 
@@ -49,7 +65,7 @@ def upsample(channels: int, how: Upsampling) -> nn.Sequential:
         align = True if how == "trilinear" else None
         layers = [
             nn.Upsample(scale_factor=2, mode=how, align_corners=align),
-            nn.Conv3d(channels, half, 3, padding=1),
+            Conv3d(channels, half, 3, padding=1),
         ]
     return nn.Sequential(*layers, *norm_relu(half))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vclipseg.networks.vnet import Decoder, Encoder, Upsampling, pad_to_stride, unpad
+from vclipseg.networks.vnet import Conv3d, Decoder, Encoder, Upsampling, pad_to_stride, unpad
 
 
 class VoxelPrompts(nn.Module):
@@ -32,7 +32,7 @@ class VoxelPrompts(nn.Module):
         self.project_text = nn.Linear(embedding, channels)
         hidden, gate = max(channels // 4, 1), max(channels // 16, 1)
         self.controller = nn.Sequential(
-            nn.Conv3d(channels, hidden, 3, padding=1),
+            Conv3d(channels, hidden, 3, padding=1),
             nn.BatchNorm3d(hidden),
             nn.LeakyReLU(inplace=True),
             nn.Conv3d(hidden, gate, 1),
@@ -40,7 +40,7 @@ class VoxelPrompts(nn.Module):
             nn.Conv3d(gate, num_classes, 1),
         )
         self.fuse = nn.Sequential(
-            nn.Conv3d(2 * channels, channels, 3, padding=1),
+            Conv3d(2 * channels, channels, 3, padding=1),
             nn.BatchNorm3d(channels),
             nn.LeakyReLU(inplace=True),
         )
