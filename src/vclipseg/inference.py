@@ -30,8 +30,9 @@ Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated
 class PredictSettings(Settings):
     """How a volume is covered."""
 
-    mode: Literal["auto", "whole", "window"] = "auto"
-    """The whole volume at once, or windows; "auto" takes the whole volume where memory allows."""
+    mode: Literal["window", "auto", "whole"] = "window"
+    """Windows of the training patch, as the network was trained; or, faster and less accurate on small
+    patches, the whole volume at once: "auto" does so where memory allows."""
     window: Size | None = None
     """Size of a window in prepared voxels; the training patch when left out."""
     stride: Size | None = None
