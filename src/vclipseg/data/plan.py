@@ -164,14 +164,17 @@ def _intensities(
                 f"({', '.join(dataset.channel_names)}). Give one for each, or one for all."
             )
         return asked
+    decided: list[Intensity]
     if settings.window is not None:
         notes["intensity"] = "a window is set"
-        return ("window",) * count
-    if dataset.layout == "la_h5":
+        decided = ["window"] * count
+    elif dataset.layout == "la_h5":
         notes["intensity"] = "these files are normalized already"
-        return ("none",) * count
-    notes["intensity"] = f"by the channel names: {', '.join(dataset.channel_names)}"
-    return tuple(_BY_CHANNEL_NAME.get(n.casefold(), "zscore") for n in dataset.channel_names)
+        decided = ["none"] * count
+    else:
+        notes["intensity"] = f"by the channel names: {', '.join(dataset.channel_names)}"
+        decided = [_BY_CHANNEL_NAME.get(n.casefold(), "zscore") for n in dataset.channel_names]
+    return tuple(decided)
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:

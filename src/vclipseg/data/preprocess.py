@@ -187,7 +187,7 @@ def restore(probs: np.ndarray | torch.Tensor, trace: Trace) -> np.ndarray:
     turned = turn(whole, trace.axes, trace.flips)  # a view: what is written there is in `whole`
     for index in range(len(probs)):
         inside = linear(probs[index], trace.cropped_shape)
-        turned[(index, *trace.slices)] = inside.cpu().numpy()
+        turned[index][trace.slices] = inside.cpu().numpy()
     return whole
 
 

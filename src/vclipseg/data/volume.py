@@ -27,6 +27,7 @@ from vclipseg.data.formats import (
     strip_suffix,
     write_voxels,
 )
+from vclipseg.data.orientation import axes_and_flips, turn, turn_affine, turn_back
 from vclipseg.errors import DataError, UsageError
 
 __all__ = [
@@ -181,48 +182,6 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     axes, flips = axes_and_flips(volume.affine, orientation)
     array = np.ascontiguousarray(turn(volume.array, axes, flips))
     return Volume(array, turn_affine(volume.affine, volume.shape, axes, flips))
-
-
-def axes_and_flips(
-    affine: np.ndarray, orientation: str
-) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """How to turn a volume to an orientation: the axis to take for each axis, and whether flipped.
-
-    Args:
-        affine: `(4, 4)`, voxel to RAS+ mm.
-        orientation: Three letters, such as `"RAS"`.
-    """
-    start = nib.orientations.io_orientation(affine)
-    end = nib.orientations.axcodes2ornt(tuple(orientation))
-    change = nib.orientations.ornt_transform(start, end)  # row: old axis; columns: new axis, flip
-    axes = tuple(int(a) for a in np.argsort(change[:, 0]))
-    return axes, tuple(bool(change[a, 1] < 0) for a in axes)
-
-
-def turn(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
-    """Take the last three axes in another order, then flip those asked for; a view."""
-    lead = array.ndim - 3
-    array = array.transpose(*range(lead), *[lead + a for a in axes])
-    return array[(..., *[slice(None, None, -1 if f else 1) for f in flips])]
-
-
-def turn_back(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
-    """Undo `turn`; a view."""
-    lead = array.ndim - 3
-    array = array[(..., *[slice(None, None, -1 if f else 1) for f in flips])]
-    return array.transpose(*range(lead), *[lead + int(a) for a in np.argsort(axes)])
-
-
-def turn_affine(
-    affine: np.ndarray, shape: Sequence[int], axes: Sequence[int], flips: Sequence[bool]
-) -> np.ndarray:
-    """The affine of a turned volume, given the shape before."""
-    to_old = np.zeros((4, 4))
-    to_old[3, 3] = 1
-    for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
-        to_old[old, new] = -1 if flip else 1
-        to_old[old, 3] = shape[old] - 1 if flip else 0
-    return affine @ to_old
 
 
 def _read(path: Path, kind: str) -> Volume:
