@@ -1,7 +1,7 @@
 """Augmentation: parameters are drawn apart from applied, so a patch can be replayed.
 
-`draw` turns a random generator into `Parameters`; `apply` is a pure function of them and an array,
-the same for an image and its labels. Arrays are (C, X, Y, Z) images or (X, Y, Z) labels.
+`draw` turns a random generator into `Parameters`; `place` and `change_intensity` are pure functions of
+them and an array. Arrays are (C, X, Y, Z) images or (X, Y, Z) labels.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class AugmentSettings(Settings):
     rotate_flip: bool = False
     """Rotate by a random multiple of 90 degrees in the XY plane, then always flip X or Y (Left Atrium
     in the literature). Wrong where left and right, or front and back, tell classes apart."""
-    intensity: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Strength s of brightness and contrast: a patch v becomes v * U(1 - s, 1 + s) + U(-s, s)."""
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Gaussian noise with a standard deviation of U(0, noise)."""
+    intensity: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Strength s of another contrast: with v in [0, 1] between a patch's extremes, v becomes
+    a * v^g + b with g = 2^U(-s, s), a = U(1 - s/2, 1 + s/2), b = U(-s/4, s/4), and noise with a
+    standard deviation of up to s/10 in half of the patches."""
     foreground_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of labeled patches that are placed around a voxel of a random foreground class."""
 
@@ -39,9 +39,10 @@ class Parameters:
     flip_axis: int | None  # 0 is X, 1 is Y
     start: Box  # of the patch in the turned volume; may be negative where the volume is smaller
     patch: Box
+    gamma: float
     scale: float
     shift: float
-    noise: float
+    noise: float  # standard deviation, as a share of the patch's range
     noise_seed: int
 
 
@@ -62,30 +63,39 @@ def draw(
     around = None
     if labels is not None and rng.random() < settings.foreground_share:
         around = _foreground_voxel(_turn(labels, turns, axis), rng)
-    strength = settings.intensity
+    s = settings.intensity
     return Parameters(
         quarter_turns=turns,
         flip_axis=axis,
         start=_start(turned, patch, around, rng),
         patch=patch,
-        scale=1 + strength * float(rng.uniform(-1, 1)),
-        shift=strength * float(rng.uniform(-1, 1)),
-        noise=settings.noise * float(rng.random()),
+        gamma=2 ** float(rng.uniform(-s, s)),
+        scale=float(rng.uniform(1 - s / 2, 1 + s / 2)),
+        shift=float(rng.uniform(-s / 4, s / 4)),
+        noise=max(0.0, float(rng.uniform(-s / 10, s / 10))),
         noise_seed=int(rng.integers(2**32)),
     )
 
 
-def apply(parameters: Parameters, array: np.ndarray) -> np.ndarray:
-    """The patch of `array`: (C, X, Y, Z) -> (C, *patch), changed in intensity; (X, Y, Z) -> patch."""
+def place(parameters: Parameters, array: np.ndarray) -> np.ndarray:
+    """The patch of an image (C, X, Y, Z) or of labels (X, Y, Z), turned and cut: a copy."""
     p = parameters
-    patch = _cut(_turn(array, p.quarter_turns, p.flip_axis), p.start, p.patch)
-    if array.ndim == 3:
+    return _cut(_turn(array, p.quarter_turns, p.flip_axis), p.start, p.patch)
+
+
+def change_intensity(parameters: Parameters, patch: np.ndarray) -> np.ndarray:
+    """An image patch (C, *patch) in the contrast that was drawn; each channel by its own extremes."""
+    p = parameters
+    if (p.gamma, p.scale, p.shift, p.noise) == (1, 1, 0, 0):
         return patch
-    patch = patch * np.float32(p.scale) + np.float32(p.shift)
+    low = patch.min((1, 2, 3), keepdims=True)
+    extent = np.maximum(patch.max((1, 2, 3), keepdims=True) - low, np.float32(1e-6))
+    values = ((patch - low) / extent) ** np.float32(p.gamma)
+    values = values * np.float32(p.scale) + np.float32(p.shift)
     if p.noise:
         rng = np.random.default_rng(p.noise_seed)
-        patch += np.float32(p.noise) * rng.standard_normal(patch.shape, dtype=np.float32)
-    return patch
+        values += np.float32(p.noise) * rng.standard_normal(values.shape, dtype=np.float32)
+    return low + extent * values
 
 
 def _turn(array: np.ndarray, turns: int, flip_axis: int | None) -> np.ndarray:

@@ -6,14 +6,14 @@ run goes on with the batch that an unbroken one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vclipseg.data.augment import AugmentSettings, apply, draw
+from vclipseg.data.augment import AugmentSettings, change_intensity, draw, place
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Batch:
 
     images: Tensor  # (B, C, X, Y, Z) float
     labels: Tensor  # (L, X, Y, Z) int64, 0 is background
+    plain_images: Tensor | None = None
+    """The same patches before their intensity was changed: what a teacher looks at."""
     case_ids: tuple[str, ...] = ()  # B of them
     generator: torch.Generator | None = None
     """Source of a method's own random draws; seeded by the step, so a resumed run draws the same."""
@@ -45,6 +47,11 @@ class Batch:
         """(U, C, X, Y, Z)."""
         return self.images[self.num_labeled :]
 
+    @property
+    def plain(self) -> Tensor:
+        """`plain_images`, or `images` where there are none."""
+        return self.images if self.plain_images is None else self.plain_images
+
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split anything with B rows into its labeled and its unlabeled rows."""
         return x[: self.num_labeled], x[self.num_labeled :]
@@ -54,6 +61,7 @@ class Batch:
         return Batch(
             self.images.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
+            None if self.plain_images is None else self.plain_images.to(device, non_blocking=True),
             self.case_ids,
             self.generator,
         )
@@ -83,17 +91,20 @@ class PatchSampler:
             *self._stream(self.labeled, num_labeled, step, stream=0),
             *self._stream(self.unlabeled, num_unlabeled, step, stream=1),
         ]
-        images, labels = [], []
+        images, plain, labels = [], [], []
         for slot, case_id in enumerate(chosen):
             rng = np.random.default_rng((self.seed, 2, step, slot))
             image = self.image(case_id)
-            parameters = draw(self.augment, rng, image.shape[1:], self.patch)
-            images.append(apply(parameters, image))
-            if slot < num_labeled:
-                labels.append(apply(parameters, self.labels(case_id)))
+            known = self.labels(case_id) if slot < num_labeled else None
+            parameters = draw(self.augment, rng, image.shape[1:], self.patch, known)
+            plain.append(place(parameters, image))
+            images.append(change_intensity(parameters, plain[-1]))
+            if known is not None:
+                labels.append(place(parameters, known))
         return Batch(
             torch.from_numpy(np.stack(images)),
             torch.from_numpy(np.stack(labels).astype(np.int64)),
+            torch.from_numpy(np.stack(plain)),
             tuple(chosen),
             torch.Generator().manual_seed(self.seed * 1_000_003 + step),
         )
@@ -112,8 +123,3 @@ class PatchSampler:
             order = np.random.default_rng((self.seed, stream, epoch)).permutation(len(cases))
             chosen.append(cases[order[index]])
         return chosen
-
-
-def in_memory(cases: Mapping[str, np.ndarray]) -> Callable[[str], np.ndarray]:
-    """A mapping as the function that a sampler asks."""
-    return cases.__getitem__

@@ -35,7 +35,7 @@ from vclipseg.losses import (
     soft_dice_loss,
 )
 from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
-from vclipseg.mixing import change_intensity, random_box, swap
+from vclipseg.mixing import random_box, swap
 from vclipseg.networks.vnet import STRIDE, pads_to_stride
 from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput
 
@@ -81,9 +81,6 @@ class VCLIPSegSettings(MethodSettings):
     """Share that an averaged teacher keeps each step; 0: the network labels for itself."""
     copy_paste: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Side of the box that labeled and unlabeled patches exchange, as a share of the patch; 0: none."""
-    strong_view: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """How much contrast, brightness and noise of the images that the network (not its teacher) sees
-    are changed; see `vclipseg.mixing.change_intensity`."""
     predict_with: Literal["first", "mean"] = "first"
     """The first decoder, as published, or the mean of both."""
 
@@ -115,8 +112,6 @@ class VCLIPSeg(Method):
         """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
         s = self.settings
         images, known = self.view(batch)
-        if s.strong_view:
-            images = change_intensity(images, s.strong_view, batch.generator)
         out = self.network(images)
         probs = [z.softmax(1) for z in out.logits]
         dices = torch.stack([dice_loss(p, known, s.dice) for p in probs])
@@ -162,9 +157,10 @@ class VCLIPSeg(Method):
         if self.teacher is None:
             return [p.detach() for p in probs]
         if not self.settings.copy_paste:
-            return [z.softmax(1) for z in self.teacher(batch.images).logits]
+            return [z.softmax(1) for z in self.teacher(batch.plain).logits]
         # row i and row L + i of the view show the same unlabeled patch, outside and inside the box
-        unlabeled = self.teacher(batch.unlabeled_images).logits
+        _, unlabeled_images = batch.split(batch.plain)
+        unlabeled = self.teacher(unlabeled_images).logits
         return [z.softmax(1).repeat(2, 1, 1, 1, 1) for z in unlabeled]
 
     @torch.no_grad()
