@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, ValidationError
 
 from vclipseg.data.augment import AugmentSettings
-from vclipseg.data.preprocess import PlanSettings
+from vclipseg.data.plan import PlanSettings
 from vclipseg.errors import UsageError
 from vclipseg.evaluation import EvaluateSettings
 from vclipseg.inference import PredictSettings
