@@ -1,0 +1,25 @@
+"""For all tests: one thread, and a cache folder of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # subprocesses inherit it; before torch is imported
+
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Prepared cases and text vectors go here, never into the cache of the person who tests."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VCLIPSEG_HOME", str(home))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield home

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vclipseg.networks.vnet import (
+    ConvBlock,
+    Decoder,
+    Encoder,
+    MultiDecoderVNet,
+    VNet,
+    pad_to_stride,
+    pads_to_stride,
+    unpad,
+)
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+# The published networks: 16 filters, one channel, two classes
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (lambda: Encoder(1, 16, 0.5), 7_376_896),
+        (lambda: Decoder(2, 16, "transposed", 0.5), 2_071_970),
+        (lambda: Decoder(2, 16, "trilinear", 0.5), 2_898_850),
+        (lambda: Decoder(2, 16, "nearest", 0.5), 2_898_850),
+        (lambda: VNet(1, 2), 9_448_866),
+        (lambda: MultiDecoderVNet(1, 2, ("transposed", "trilinear")), 12_347_716),
+        (lambda: MultiDecoderVNet(1, 2, ("transposed", "trilinear", "nearest")), 15_246_566),
+    ],
+    ids=["encoder", "transposed", "trilinear", "nearest", "V-Net", "two decoders", "three"],
+)
+def test_parameter_count_is_the_published_one(make, parameters):
+    with torch.device("meta"):
+        assert count(make()) == parameters
+
+
+# Any size, channels, classes, filters
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (32, 16, 6), (17, 20, 33), (1, 5, 16)])
+def test_logits_have_the_size_of_the_images(size):
+    network = VNet(1, 2, filters=2).eval()
+    assert network(torch.randn(1, 1, *size)).shape == (1, 2, *size)
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "filters"), [(1, 2, 1), (3, 4, 2), (2, 9, 5), (4, 2, 3)]
+)
+def test_channels_classes_and_filters_are_free(channels, classes, filters):
+    network = MultiDecoderVNet(channels, classes, ("transposed", "nearest"), filters).eval()
+    images = torch.randn(2, channels, 16, 16, 16)
+    assert [logits.shape for logits in network(images)] == [(2, classes, 16, 16, 16)] * 2
+
+
+def test_features_halve_and_widen():
+    features = Encoder(1, 2, 0.0)(torch.randn(1, 1, 32, 16, 48))
+    assert [tuple(f.shape[1:]) for f in features] == [
+        (2, 32, 16, 48),
+        (4, 16, 8, 24),
+        (8, 8, 4, 12),
+        (16, 4, 2, 6),
+        (32, 2, 1, 3),
+    ]
+
+
+def test_logits_are_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert VNet(1, 2, filters=2).eval()(torch.randn(1, 1, 16, 16, 16)).dtype == torch.float32
+
+
+# How it is wired
+
+
+def test_skips_are_added():
+    """With what comes from below silenced, a decoder sees the finest skip alone."""
+    decoder = Decoder(2, 2, "transposed", 0.0).eval()
+    for module in decoder.ups.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            torch.nn.init.zeros_(module.weight)
+    features = [torch.randn(1, 2 * 2**i, 32 // 2**i, 32 // 2**i, 32 // 2**i) for i in range(5)]
+    expected = decoder.head(decoder.blocks[-1](features[0]))
+    torch.testing.assert_close(decoder(features), expected)
+
+
+def test_block_is_convolution_normalization_relu():
+    block = ConvBlock(1, 3, 2)
+    names = [type(layer).__name__ for layer in block]
+    assert names == ["Conv3d", "BatchNorm3d", "ReLU"] * 2
+    assert block(torch.randn(1, 1, 4, 4, 4)).min() >= 0
+
+
+def test_trilinear_decoder_aligns_corners():
+    up = Decoder(2, 2, "trilinear", 0.0).ups[0][0]
+    x = torch.randn(1, 32, 2, 2, 2)
+    expected = F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=True)
+    torch.testing.assert_close(up(x), expected)
+
+
+def test_dropout_acts_in_training_only():
+    network, images = VNet(1, 2, filters=2, dropout=0.5), torch.randn(2, 1, 16, 16, 16)
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+def test_no_dropout_without_a_share():
+    network, images = VNet(1, 2, filters=2, dropout=0.0), torch.randn(2, 1, 16, 16, 16)
+    assert torch.equal(network(images), network(images))
+
+
+# Padding
+
+
+@pytest.mark.parametrize("size", [(16, 32, 48), (6, 17, 31), (1, 15, 100)])
+def test_padding_is_undone(size):
+    images = torch.randn(1, 2, *size)
+    padded = pad_to_stride(images)
+    assert all(n % 16 == 0 and n - old < 16 for n, old in zip(padded.shape[2:], size, strict=True))
+    assert torch.equal(unpad(padded, images), images)
+
+
+def test_padding_repeats_the_border_on_both_sides():
+    images = torch.arange(6.0).view(1, 1, 1, 1, 6)
+    line = pad_to_stride(images)[0, 0, 0, 0].tolist()
+    assert line == [0.0] * 5 + [0, 1, 2, 3, 4, 5] + [5.0] * 5
+    assert pads_to_stride((16, 15, 6)) == [5, 5, 0, 1, 0, 0]
+
+
+def test_padded_slices_are_predicted_as_if_the_border_went_on():
+    network = VNet(1, 2, filters=2).eval()
+    images = torch.randn(1, 1, 16, 16, 6)
+    longer = F.pad(images, (5, 5, 0, 0, 0, 0), mode="replicate")
+    torch.testing.assert_close(network(images), network(longer)[..., 5:11])
