@@ -43,6 +43,8 @@ from vclipseg.scores import write_text
 from vclipseg.training import TrainState, make_fabric, start, train
 
 VERSION = 1
+SMALL = 100
+"""Up to so many cases are prepared in this process: starting others takes longer."""
 IN_MEMORY = 8 * 2**30
 """Prepared training cases are held in memory up to this many bytes."""
 
@@ -78,7 +80,7 @@ def prepare_data(
             wanted,
             plan,
             cache_home() / "prepared",
-            workers or os.cpu_count() or 1,
+            workers or (os.cpu_count() or 1 if len(wanted) > SMALL else 1),
             lambda done, total, case_id: advance(len(wanted) - total + done, case_id),
         )
         advance(len(wanted), "")
