@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from medpy.metric import binary as medpy
+from monai.metrics.surface_dice import compute_surface_dice
 
 from vclipseg import metrics
 
@@ -143,9 +145,30 @@ def test_nsd_is_deepminds(seed, spacing, tolerance_mm):
     reference, prediction = blobs(seed)
     distances = surface_distance.compute_surface_distances(reference, prediction, spacing)
     expected = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm)
-    assert metrics.nsd(reference, prediction, spacing, tolerance_mm) == pytest.approx(
-        expected, abs=1e-4
+    assert metrics.nsd(reference, prediction, spacing, tolerance_mm) == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:monai.metrics.utils get_mask_edges:FutureWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_nsd_is_monais(seed):
+    masks = blobs(seed)
+    expected = compute_surface_dice(
+        *(torch.from_numpy(mask)[None, None] for mask in masks),
+        class_thresholds=[1.0],
+        include_background=True,
+        spacing=[0.7, 0.8, 2.5],
+        use_subvoxels=True,
     )
+    assert metrics.nsd(*masks, (0.7, 0.8, 2.5), 1.0) == pytest.approx(float(expected))
+
+
+def test_nsd_tolerance_includes_itself():
+    """2.8 - 0.8 is a little more than 2 for a computer."""
+    shape = (20, 6, 6)
+    reference, prediction = box(shape, (2, 0, 0), (18, 6, 6)), box(shape, (7, 0, 0), (18, 6, 6))
+    spacing = (0.4, 9, 9)
+    assert metrics.nsd(reference, prediction, spacing, 2.0) == pytest.approx(1)
+    assert metrics.nsd(reference, prediction, spacing, 1.9) < 1
 
 
 def test_nsd_counts_what_is_within_the_tolerance():
