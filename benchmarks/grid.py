@@ -71,7 +71,7 @@ def expected_hash(experiment, data: Path) -> str:
     s = experiment.data
     dataset = open_dataset(data, class_names=s.class_names, label_values=s.label_values)
     split = split_cases(dataset, labeled=s.labeled, draw=s.draw, transductive=s.transductive)
-    return settings_hash([experiment.to_json(), split.hash])
+    return settings_hash({**experiment.to_json(), "hash": split.hash})
 
 
 def train(recipe: Path, seed: int, folder: Path, data: Path) -> bool:

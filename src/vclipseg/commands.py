@@ -129,7 +129,7 @@ def run_check(folder: Path, names: DataSettings, console: Console, workers: int 
             class_names=names.class_names,
             label_values=names.label_values,
             workers=workers or None,
-            on_progress=lambda done, total, word="": advance(done, str(word), total),
+            on_progress=lambda done, total, word: advance(done, word, total),
         )
 
 

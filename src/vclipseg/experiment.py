@@ -133,7 +133,7 @@ class Run:
             "label_values": list(data.dataset.label_values),
             "channel_names": list(data.dataset.channel_names),
             "settings": experiment.to_json(),
-            "settings_hash": settings_hash([experiment.to_json(), data.split.hash]),
+            "settings_hash": settings_hash({**experiment.to_json(), "hash": data.split.hash}),
             "plan": data.plan.model_dump(mode="json"),
             "text": text.origin if text else None,
             "transductive": data.split.transductive,

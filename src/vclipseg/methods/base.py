@@ -110,14 +110,14 @@ class Ema(nn.Module):
     def update(self, student: nn.Module, step: int) -> None:
         """One step of the average; `step` counts from 0, and the first makes an exact copy."""
         keep = min(1 - 1 / (step + 1), self.decay)
-        pairs = list(zip(self.network.parameters(), student.parameters(), strict=True))
-        if self.buffers_too:
-            pairs += zip(self.network.buffers(), student.buffers(), strict=True)
-        for mine, theirs in pairs:
+        for mine, theirs in zip(self._followed(self.network), self._followed(student), strict=True):
             if mine.is_floating_point():
                 mine.lerp_(theirs, 1 - keep)
             else:
                 mine.copy_(theirs)
+
+    def _followed(self, network: nn.Module) -> list[Tensor]:
+        return [*network.parameters(), *(network.buffers() if self.buffers_too else ())]
 
     @torch.no_grad()
     def forward(self, images: Tensor):  # noqa: ANN201  (whatever the network returns)

@@ -89,6 +89,7 @@ class VCLIPSeg(Method):
     """VCLIPSeg and, without prompts and alignment, MC-Net with dynamic labeling."""
 
     Settings = VCLIPSegSettings
+    text: Tensor  # (K, E)
 
     def __init__(self, settings: VCLIPSegSettings, task: Task) -> None:
         super().__init__()
