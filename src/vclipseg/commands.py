@@ -11,11 +11,13 @@ from typing import Any
 from vclipseg import __version__
 from vclipseg.config import DataSettings, Experiment, load_experiment
 from vclipseg.console import Console
+from vclipseg.data.cases import image_files
 from vclipseg.data.check import check_dataset
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.findings import Findings
 from vclipseg.data.fix import fix_copy
 from vclipseg.data.plan import load_plan, make_plan, save_plan
+from vclipseg.data.formats import strip_suffix
 from vclipseg.defaults import own_data_defaults
 from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import evaluate_folder, summarize, write_scores
@@ -187,7 +189,15 @@ def evaluate(
         values = settings.data.label_values
         scores = evaluate_folder(run, references, names, settings.evaluate, label_values=values)
         summary = summarize(scores, settings.evaluate)
-        write_scores(run, scores, summary)
+        files = ({strip_suffix(file): file for file in image_files(f)} for f in (references, run))
+        reference_files, prediction_files = files
+        write_scores(
+            run,
+            scores,
+            summary,
+            reference_files=reference_files,
+            prediction_files=prediction_files,
+        )
         return summary
     opened = Run.open(run)
     predict = settings.predict if any(o.startswith("predict.") for o in overrides) else None
