@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import LATE, NAMES, RECIPES, batch_for, build, fast, fit, foreground_dice
 
+from toy import LATE, NAMES, RECIPES, batch_for, build, fast, fit, foreground_dice
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.errors import UsageError
 from vclipseg.losses import IGNORE
@@ -187,8 +187,7 @@ def test_state_holds_everything(name, preset_name, tmp_path):
         totals.append(loss.total.detach())
     assert torch.equal(*totals)
     assert all(
-        torch.equal(value, restored.state_dict()[key])
-        for key, value in method.state_dict().items()
+        torch.equal(value, restored.state_dict()[key]) for key, value in method.state_dict().items()
     )
 
 

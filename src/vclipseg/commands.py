@@ -16,8 +16,8 @@ from vclipseg.data.check import check_dataset
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.findings import Findings
 from vclipseg.data.fix import fix_copy
-from vclipseg.data.plan import load_plan, make_plan, save_plan
 from vclipseg.data.formats import strip_suffix
+from vclipseg.data.plan import load_plan, make_plan, save_plan
 from vclipseg.defaults import own_data_defaults
 from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import evaluate_folder, summarize, write_scores

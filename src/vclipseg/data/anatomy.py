@@ -16,19 +16,19 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 # Difficulty: ranges are drawn from once a case.
-ROTATION_DEG = 12.0  # standard deviation about each axis
-SHIFT_MM = 4.0
-SCALE = (0.85, 1.12)
+ROTATION_DEG = 10.0  # standard deviation about each axis
+SHIFT_MM = 3.0
+SCALE = (0.92, 1.12)
 WARP_MM = 3.5
 VEIN_CUT_MM = (8.0, 22.0)
 WALL_MM = (1.0, 2.2)
 WALL_CONTRAST = (0.35, 0.8)  # brightness of the wall between soft tissue (0) and blood (1)
 SOFT_TISSUE = (0.2, 0.55)  # brightness, where blood is 1
 BLOOD_SPREAD = 0.1  # standard deviation of the other chambers' and vessels' brightness
-GAMMA = (0.7, 1.4)
+GAMMA = (0.75, 1.35)
 BIAS = 0.2
 TEXTURE = 0.09
-NOISE = (0.03, 0.1)
+NOISE = (0.03, 0.09)
 
 Rng = np.random.Generator
 
@@ -133,7 +133,7 @@ def _vein_names(rng: Rng) -> list[str]:
 
 def _left_atrium(rng: Rng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances to the labeled atrium and to its blood, which runs on into the uncut veins."""
-    radii = np.array([27, 16, 18]) * rng.normal(1, 0.08, 3)
+    radii = np.array([27, 16, 18]) * rng.normal(1, 0.07, 3)
     body = _ellipsoid(points, (0, 0, 0), radii)
     bulge = _ellipsoid(points, rng.normal((-4, 5, -5), 3), rng.uniform(12, 17, 3))
     body = _join(body, bulge, 6)

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vclipseg import __version__
@@ -56,7 +56,7 @@ def render(runs: Sequence[Run], data_root: Path | None = None) -> str:
     """The page as text."""
     environment = Environment(
         loader=PackageLoader("vclipseg", "report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,8 @@ import numpy as np
 
 from vclipseg.data.datasets import Dataset, open_dataset
 from vclipseg.data.volume import Volume, read_labels, reorient
-from vclipseg.report.reading import Run
+from vclipseg.errors import UsageError
+from vclipseg.report.reading import Run, as_dict
 
 T = TypeVar("T")
 
@@ -56,42 +57,28 @@ def open_data(runs: Sequence[Run], data_root: Path | None, notes: list[str]) -> 
     recorded = runs[0].setting("data", "root")
     root = Path(data_root or recorded) if data_root or recorded else None
     if root is None:
-        notes.append("The run does not say where its data is; give the folder to see the images.")
+        notes.append("The run does not say where its data is, so images are not shown.")
         return None
-    why = f"The data cannot be read from {root}, so images and references are not shown"
-    return attempt(notes, why, lambda: _opened(root, runs[0]))
+    return attempt(notes, "Images and references are not shown", lambda: _opened(root, runs[0]))
 
 
 def load_case(
     title: str, case_id: str, runs: Sequence[Run], dataset: Dataset | None, notes: list[str]
 ) -> ShownCase | None:
-    """What can be read of one case; None when there is nothing of it to draw."""
-    image = reference = None
-    if dataset:
-        data = dataset
-        why = f"{case_id}: no image"
-        image = attempt(notes, why, lambda: reorient(data.image(data.case(case_id)), "RAS"))
-        why = f"{case_id}: no reference"
-        reference = attempt(notes, why, lambda: reorient(data.labels(data.case(case_id)), "RAS"))
-    predictions: dict[int, Volume] = {}
-    for index, run in enumerate(runs):
-        path = run.prediction(case_id)
-        why = f"{case_id}: no prediction of {run.name}"
-        if not path.is_file():
-            notes.append(f"{why}: {path} is not there")
-            continue
-        found = attempt(notes, why, lambda path=path: reorient(read_labels(path), "RAS"))
-        if found:
-            predictions[index] = found
-    volumes = [volume for volume in (image, reference, *predictions.values()) if volume]
-    if not volumes or not (reference or predictions):
+    """What can be read of one case; None when there is nothing of it to outline."""
+    found: dict[str | int, Volume] = {}
+    for key, what, read in _sources(case_id, runs, dataset):
+        volume = attempt(notes, f"{case_id}: no {what}", lambda r=read: reorient(r(), "RAS"))
+        grid = next(iter(found.values()), volume)
+        if volume and volume.shape != grid.shape:
+            shapes = f"{_times(volume.shape)} voxels instead of {_times(grid.shape)}"
+            notes.append(f"{case_id}: the {what} is on another grid, {shapes}.")
+        elif volume:
+            found[key] = volume
+    image, reference = found.pop("image", None), found.get("reference")
+    if not found:
         return None
-    grid = volumes[0]
-    for index in [i for i, volume in predictions.items() if volume.shape != grid.shape]:
-        shapes = f"{predictions.pop(index).shape} against {grid.shape} voxels"
-        notes.append(
-            f"{case_id}: the prediction of {runs[index].name} is on another grid: {shapes}"
-        )
+    grid = next(iter(found.values()))
     return ShownCase(
         title=title,
         case_id=case_id,
@@ -99,8 +86,20 @@ def load_case(
         affine=grid.affine,
         image=image.array[0] if image else None,
         reference=reference.array if reference else None,
-        predictions={index: volume.array for index, volume in predictions.items()},
+        predictions={key: mask.array for key, mask in found.items() if isinstance(key, int)},
     )
+
+
+def _sources(
+    case_id: str, runs: Sequence[Run], dataset: Dataset | None
+) -> Iterator[tuple[str | int, str, Callable[[], Volume]]]:
+    """(key, what it is, how to read it) of every volume of a case."""
+    if dataset:
+        yield "image", "image", lambda: dataset.image(dataset.case(case_id))
+        yield "reference", "reference", lambda: dataset.labels(dataset.case(case_id))
+    for index, run in enumerate(runs):
+        path = run.prediction(case_id)
+        yield index, f"prediction of {run.name}", lambda path=path: read_labels(path)
 
 
 def attempt(notes: list[str], why: str, read: Callable[[], T]) -> T | None:
@@ -108,14 +107,18 @@ def attempt(notes: list[str], why: str, read: Callable[[], T]) -> T | None:
     try:
         return read()
     except Exception as error:
-        notes.append(f"{why}: {error or type(error).__name__}.")
+        notes.append(f"{why}: {str(error) or type(error).__name__}")
         return None
 
 
 def _opened(root: Path, run: Run) -> Dataset:
     if not root.exists():
-        raise FileNotFoundError(f"{root} is not there; give the data folder to see them")
-    told = run.setting("settings", "data") or {}
+        raise UsageError(f"{root} is not there; say where it is now with --data FOLDER")
+    told = as_dict(run.setting("settings", "data"))
     return open_dataset(
         root, class_names=told.get("class_names"), label_values=told.get("label_values")
     )
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -107,7 +107,7 @@ def strip_plot(strips: Sequence[Strip], metric: str) -> Markup:
     height = ROW * len(strips) + BOTTOM + TOP
     low = min((v for strip in strips for v in strip.values.values() if math.isfinite(v)), default=0)
     left, right = 16, 2 * WIDTH - 16
-    axis = _Axis([np.array([math.floor(low * 10) / 10, 1.0])], left, right)
+    axis = _Axis([np.array([min(0.9, math.floor(low * 10) / 10), 1.0])], left, right)
     middle = [TOP + ROW * (index + 0.62) for index in range(len(strips))]
     parts = [_vertical_grid(axis, TOP, height - BOTTOM)]
     for upper, lower in zip(range(len(strips)), range(1, len(strips)), strict=False):

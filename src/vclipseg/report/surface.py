@@ -128,7 +128,7 @@ def _mesh(
     corner, box = _cropped(mask == k)
     field = gaussian_filter(_coarse(box, stride), 0.6)
     level = min(0.5, 0.5 * float(field.max()))  # a thin structure is drawn thick, not dropped
-    points, faces, _, _ = marching_cubes(field, level)
+    points, faces, _, _ = marching_cubes(field, level, gradient_direction="ascent")
     voxels = points * stride + (np.array(stride) - 1) / 2 + corner
     world = voxels @ case.affine[:3, :3].T + case.affine[:3, 3]
     if np.linalg.det(case.affine[:3, :3]) < 0:
