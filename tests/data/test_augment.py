@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vclipseg.data.augment import AugmentSettings, change_intensity, draw, place
+
+TURNS = AugmentSettings(rotate_flip=True)
+PLAIN = AugmentSettings()
+SHAPE = (9, 7, 6)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def numbered(shape=SHAPE):
+    """Labels in which every voxel has its own value."""
+    return np.arange(np.prod(shape)).reshape(shape)
+
+
+def drawn(augment, seed=0, shape=SHAPE, patch=(4, 5, 3), labels=None):
+    return draw(augment, rng(seed), shape, patch, labels)
+
+
+# Where the patch lies
+
+
+def test_parameters_are_a_function_of_the_generator():
+    assert drawn(TURNS, seed=3) == drawn(TURNS, seed=3)
+    assert len({drawn(TURNS, seed=seed) for seed in range(20)}) == 20
+
+
+@settings(deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 12)] * 3), st.tuples(*[st.integers(1, 14)] * 3), st.integers(0, 99)
+)
+def test_image_and_labels_stay_together(shape, patch, seed):
+    parameters = draw(TURNS, rng(seed), shape, patch)
+    labels = numbered(shape)
+    placed = place(parameters, labels)
+    assert placed.shape == patch
+    assert np.array_equal(place(parameters, np.stack([labels, -labels])), [placed, -placed])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_turn_then_flip_then_cut(seed):
+    """k quarter turns in the XY plane, then always a flip of X or Y."""
+    p = drawn(TURNS, seed)
+    turned = np.flip(np.rot90(numbered(), p.quarter_turns, axes=(0, 1)), p.flip_axis)
+    x, y, z = p.start
+    assert np.array_equal(place(p, numbered()), turned[x : x + 4, y : y + 5, z : z + 3])
+
+
+def test_every_turn_and_flip_comes_as_often():
+    kinds = Counter((p.quarter_turns, p.flip_axis) for p in (drawn(TURNS, s) for s in range(800)))
+    assert set(kinds) == {(k, axis) for k in range(4) for axis in range(2)}
+    assert min(kinds.values()) > 60
+
+
+def test_without_rotate_flip_a_patch_is_a_piece_of_the_volume():
+    for seed in range(20):
+        p = drawn(PLAIN, seed)
+        x, y, z = p.start
+        piece = numbered()[x : x + 4, y : y + 5, z : z + 3]
+        assert np.array_equal(place(p, numbered()), piece)
+
+
+def test_patches_reach_every_place():
+    starts = [drawn(PLAIN, seed).start for seed in range(300)]
+    for axis, room in enumerate((5, 2, 3)):
+        assert {start[axis] for start in starts} == set(range(room + 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "expected"),
+    [
+        (6, 16, [0] * 5 + [0, 1, 2, 3, 4, 5] + [5] * 5),
+        (6, 9, [0, 0, 0, 1, 2, 3, 4, 5, 5]),
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        (1, 4, [0, 0, 0, 0]),
+    ],
+)
+def test_smaller_volumes_are_centered_and_their_border_repeated(size, patch, expected):
+    labels = np.broadcast_to(np.arange(size), (4, 4, size))
+    p = draw(PLAIN, rng(), labels.shape, (4, 4, patch))
+    assert place(p, labels)[0, 0].tolist() == expected
+    image = labels[None].astype(np.float32)
+    assert place(p, image)[0, 0, 0].tolist() == expected
+
+
+def test_a_patch_is_a_copy():
+    image = np.zeros((1, *SHAPE), dtype=np.float32)
+    p = drawn(PLAIN)
+    place(p, image)[:] = 1
+    assert not image.any()
+    assert place(p, image).flags.c_contiguous
+
+
+# Around the foreground
+
+
+def with_two_classes():
+    """A voxel of class 1 in one corner, many of class 2 in the opposite one."""
+    labels = np.zeros((20, 18, 16), dtype=np.uint8)
+    labels[0, 0, 0] = 1
+    labels[-4:, -4:, -4:] = 2
+    return labels
+
+
+@pytest.mark.parametrize("augment", [PLAIN, TURNS], ids=["plain", "turned"])
+def test_foreground_share_of_one_always_shows_foreground(augment):
+    labels = with_two_classes()
+    always = augment.model_copy(update={"foreground_share": 1.0})
+    shown = Counter()
+    for seed in range(100):
+        placed = place(draw(always, rng(seed), labels.shape, (5, 6, 4), labels), labels)
+        assert placed.any()
+        shown.update(np.unique(placed[placed > 0]).tolist())
+    assert min(shown[1], shown[2]) > 30  # classes are drawn, not voxels
+
+
+def test_foreground_share_is_a_share():
+    labels = np.zeros((40, 40, 40), dtype=np.uint8)
+    labels[20, 20, 20] = 1
+    half = AugmentSettings(foreground_share=0.5)
+    patches = [
+        place(draw(half, rng(s), labels.shape, (4, 4, 4), labels), labels) for s in range(400)
+    ]
+    assert 0.4 < np.mean([patch.any() for patch in patches]) < 0.6
+
+
+def test_foreground_lies_anywhere_in_its_patch():
+    labels = np.zeros((30, 30, 30), dtype=np.uint8)
+    labels[15, 15, 15] = 1
+    always = AugmentSettings(foreground_share=1.0)
+    places = set()
+    for seed in range(100):
+        placed = place(draw(always, rng(seed), labels.shape, (4, 4, 4), labels), labels)
+        places.add(tuple(np.argwhere(placed)[0]))
+    assert len(places) > 30
+    assert np.ptp(list(places), axis=0).tolist() == [3, 3, 3]
+
+
+def test_labels_without_foreground_or_smaller_than_the_patch():
+    always = AugmentSettings(foreground_share=1.0)
+    empty = np.zeros(SHAPE, dtype=np.uint8)
+    assert place(draw(always, rng(), SHAPE, (4, 4, 4), empty), empty).shape == (4, 4, 4)
+    thin = np.ones((9, 9, 2), dtype=np.uint8)
+    assert place(draw(always, rng(), thin.shape, (4, 4, 8), thin), thin).all()
+
+
+# Intensity
+
+
+def patch_of(channels=1, seed=0):
+    return rng(seed).normal(100, 20, (channels, 8, 8, 8)).astype(np.float32)
+
+
+def test_no_strength_changes_nothing():
+    patch = patch_of()
+    assert change_intensity(drawn(PLAIN), patch) is patch
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0, 2.0])
+def test_drawn_intensities_are_in_their_ranges(strength):
+    found = [drawn(AugmentSettings(intensity=strength), seed) for seed in range(300)]
+    gammas = np.log2([p.gamma for p in found])
+    scales, shifts = [p.scale for p in found], [p.shift for p in found]
+    noises = np.array([p.noise for p in found])
+    ranges = (
+        (gammas, -strength, strength),
+        (scales, 1 - strength / 2, 1 + strength / 2),
+        (shifts, -strength / 4, strength / 4),
+    )
+    for values, low, high in ranges:
+        assert low <= np.min(values) < low + 0.1 * (high - low)
+        assert high >= np.max(values) > high - 0.1 * (high - low)
+    assert 0.4 < (noises > 0).mean() < 0.6
+    assert 0.08 * strength < noises.max() <= 0.1 * strength
+
+
+def test_intensity_formula():
+    """v in [0, 1] becomes a * v^g + b, each channel between its own extremes."""
+    p = replace(drawn(PLAIN), gamma=1.7, scale=0.8, shift=0.1)
+    patch = patch_of(2)
+    patch[1] *= 30
+    changed = change_intensity(p, patch)
+    for before, after in zip(patch, changed, strict=True):
+        low, extent = before.min(), np.ptp(before)
+        expected = low + extent * (0.8 * ((before - low) / extent) ** 1.7 + 0.1)
+        np.testing.assert_allclose(after, expected, rtol=1e-4)
+    assert changed.dtype == np.float32
+
+
+def test_noise_is_replayed_and_of_the_size_drawn():
+    p = replace(drawn(PLAIN), noise=0.1, noise_seed=5)
+    patch = rng().uniform(0, 10, (1, 24, 24, 24)).astype(np.float32)
+    noise = change_intensity(p, patch) - patch
+    assert noise.std() == pytest.approx(0.1 * np.ptp(patch), rel=0.05)
+    assert np.array_equal(change_intensity(p, patch), change_intensity(p, patch))
+    other = change_intensity(replace(p, noise_seed=6), patch)
+    assert not np.array_equal(change_intensity(p, patch), other)
+
+
+def test_the_patch_before_is_left_as_it_was():
+    patch = patch_of()
+    change_intensity(drawn(AugmentSettings(intensity=1.0)), patch)
+    assert np.array_equal(patch, patch_of())
+
+
+def test_a_constant_patch_stays_finite():
+    p = replace(drawn(PLAIN), gamma=0.5, noise=0.1)
+    changed = change_intensity(p, np.full((1, 4, 4, 4), 7, dtype=np.float32))
+    assert np.isfinite(changed).all()
+    np.testing.assert_allclose(changed, 7, atol=1e-3)
