@@ -488,7 +488,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="vclipseg prompts"):
         text_vectors(TextSettings(source=str(path)), NAMES)
     path.write_bytes(b"no")
-    with pytest.raises(DataError, match="x.safetensors"):
+    with pytest.raises(DataError, match=r"x\.safetensors"):
         text_vectors(TextSettings(source=str(path)), NAMES)
 
 
