@@ -242,32 +242,27 @@ def prototype_members(agreed: Tensor, num_classes: int, grid: int, pooling: str)
 
 
 SGD = {"optimizer": "sgd", "lr": 0.01, "lr_power": 0.0, "weights": "last"}
-FAITHFUL: dict[str, Any] = {}
+ROBUST: dict[str, Any] = {
+    "dropout": 0.0,
+    "supervised_ce_weight": 0.5,
+    "dlb_apply_to": "unlabeled",
+    "unlabeled_weight": 0.5,
+    "teacher_decay": 0.99,
+    "copy_paste": 0.67,
+    "prototype_grid": 8,
+    "predict_with": "mean",
+}
+PAPER: dict[str, Any] = {
+    "pseudo_labels": "soft",
+    "dlb_apply_to": "unlabeled",
+    "supervised_weight": 1.0,
+    "heads": 1,
+}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "faithful": {"method": FAITHFUL, "train": SGD},
+    "faithful": {"method": {}, "train": SGD},
     "code": {"method": {"norm_axis": "last_spatial"}, "train": SGD},
-    "paper": {
-        "method": {
-            "pseudo_labels": "soft",
-            "dlb_apply_to": "unlabeled",
-            "supervised_weight": 1.0,
-            "heads": 1,
-        },
-        "train": SGD,
-        "text": {"template": "A pixel of {item}"},
-    },
+    "paper": {"method": PAPER, "train": SGD, "text": {"template": "paper"}},
     "mcnet_dlb": {"method": {"prompts": False, "alignment": False}, "train": SGD},
-    "robust": {
-        "method": {
-            "dropout": 0.0,
-            "supervised_ce_weight": 0.5,
-            "dlb_apply_to": "unlabeled",
-            "unlabeled_weight": 0.5,
-            "teacher_decay": 0.99,
-            "copy_paste": 0.67,
-            "prototype_grid": 8,
-            "predict_with": "mean",
-        },
-        "train": {},
-    },
+    "robust": {"method": ROBUST, "train": {}},
+    "robust_without_unlabeled": {"method": {**ROBUST, "unlabeled_weight": 0.0}, "train": {}},
 }
