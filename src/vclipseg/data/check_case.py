@@ -15,6 +15,8 @@ from vclipseg.data.findings import Problem
 from vclipseg.data.grids import (
     SNAP_VOXELS,
     corner_shift,
+    describe_difference,
+    format_mm,
     has_geometry,
     header_of,
     orientation,
@@ -172,7 +174,7 @@ def _channel_moved(case: Case, file: Path, first: Header, header: Header) -> Pro
         if fixable
         else "Resample it onto the first channel's grid."
     )
-    message = f"{_differs('channel', header, 'the first channel', first, mm)}. {advice}"
+    message = f"{describe_difference('channel', header, 'the first channel', first, mm)}. {advice}"
     return Problem("channel-geometry-differs", case.case_id, file, message, fixable=fixable)
 
 
@@ -250,7 +252,7 @@ def _label_geometry(case: Case, file: Path, image: Header, label: Header) -> Ite
         advice = "A fix gives the label the image's geometry."
     if fixable and not writable(file):
         fixable, advice = False, "Export the label again, on the image's grid."
-    message = f"{_differs('label', label, 'the image', image, mm)}. {advice}"
+    message = f"{describe_difference('label', label, 'the image', image, mm)}. {advice}"
     yield Problem(code, case.case_id, file, message, fixable=fixable)
 
 
@@ -261,7 +263,7 @@ def _can_resample(image: Header, label: Header) -> tuple[bool, str]:
         )
     if outside := overhang(image, label):
         return False, (
-            f"The image reaches {_mm(outside)} mm beyond the label, so that what is there is "
+            f"The image reaches {format_mm(outside)} mm beyond the label, so that what is there is "
             "unknown: export the label again, on the image's grid."
         )
     return True, "A fix resamples the label onto the image's grid (nearest neighbour)."
@@ -277,31 +279,6 @@ def _which_header(label: Header) -> str:
         "Voxel by voxel the two may match, in the world they do not, and only a person can see "
         "which header is right: look at both, then correct one."
     )
-
-
-def _differs(what: str, header: Header, other: str, reference: Header, mm: float) -> str:
-    """How two grids differ, beginning with what a person would notice first."""
-    parts, turned_alike = [], ""
-    if header.shape != reference.shape:
-        parts.append(f"{_triple(header.shape)} voxels, {other} {_triple(reference.shape)}")
-    if not np.allclose(header.spacing, reference.spacing, rtol=1e-3):
-        parts.append(f"spacing {_triple(header.spacing)} mm, {other} {_triple(reference.spacing)}")
-    if orientation(header) != orientation(reference):
-        parts.append(f"axes {orientation(header)}, {other} {orientation(reference)}")
-        turned_alike = ", turned alike,"
-    parts.append(f"corners{turned_alike} up to {_mm(mm)} mm from {other}'s")
-    return f"the {what} has " + "; ".join(parts)
-
-
-def _triple(values: Sequence[float]) -> str:
-    return " x ".join(f"{v:.4g}" for v in values)
-
-
-def _mm(value: float) -> str:
-    """Two digits below 1 mm; nothing below what headers can store."""
-    if value < 5e-4:
-        return "0"
-    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def writable(file: Path) -> bool:

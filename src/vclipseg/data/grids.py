@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -92,6 +93,35 @@ def fit_labels(labels: Volume, image: Header) -> Volume:
         mode="nearest",
     )
     return Volume(array, image.affine)
+
+
+def describe_difference(what: str, header: Header, other: str, reference: Header, mm: float) -> str:
+    """How two grids differ, beginning with what a person would notice first.
+
+    `what` and `other` name what the two headers are of, as in "label" and "the image"; `mm`
+    is their `corner_shift` after turning the axes alike.
+    """
+    parts, turned_alike = [], ""
+    if header.shape != reference.shape:
+        parts.append(f"{_triple(header.shape)} voxels, {other} {_triple(reference.shape)}")
+    if not np.allclose(header.spacing, reference.spacing, rtol=1e-3):
+        parts.append(f"spacing {_triple(header.spacing)} mm, {other} {_triple(reference.spacing)}")
+    if orientation(header) != orientation(reference):
+        parts.append(f"axes {orientation(header)}, {other} {orientation(reference)}")
+        turned_alike = ", turned alike,"
+    parts.append(f"corners{turned_alike} up to {format_mm(mm)} mm from {other}'s")
+    return f"the {what} has " + "; ".join(parts)
+
+
+def _triple(values: Sequence[float]) -> str:
+    return " x ".join(f"{v:.4g}" for v in values)
+
+
+def format_mm(value: float) -> str:
+    """Two digits below 1 mm; nothing below what headers can store."""
+    if value < 5e-4:
+        return "0"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _corners(header: Header, margin: float = 0.5) -> np.ndarray:
