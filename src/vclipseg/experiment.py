@@ -263,9 +263,12 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
         torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
     state = start(run.make_method(), settings, fabric)
-    if run.state_path.is_file():
-        state.load_state_dict(load_state(run.state_path))
+    saved = load_state(run.state_path) if run.state_path.is_file() else None
+    if saved:
+        state.load_state_dict(saved)
     log = RunLog(run.folder, state.step, settings.tensorboard)
+    if saved:
+        log.load_state_dict(saved.get("log", {}))
     title = f"train {run.experiment.method_name}"
     with stop_signals() as stopped, console.bar(title, settings.steps, state.step) as advance:
 
@@ -277,7 +280,7 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
                 advance(state.step, describe_row(row, loss))
             if state.step % settings.checkpoint_every == 0 or last or stopped():
                 log.write()
-                save_state(run.state_path, state.state_dict())
+                save_state(run.state_path, {**state.state_dict(), "log": log.state_dict()})
             if stopped() and not last:
                 raise Stopped(
                     f"stopped at step {state.step} of {settings.steps}; go on with "

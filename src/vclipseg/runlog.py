@@ -46,6 +46,14 @@ class RunLog:
             self.sums[f"{name}_weight"] = self.sums.get(f"{name}_weight", 0.0) + term.weight
         self.count += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """The stretch that no row has closed yet, for a checkpoint."""
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.sums, self.count = dict(state.get("sums", {})), state.get("count", 0)
+
     def row(self, step: int, lr: float) -> dict[str, float]:
         """Close the stretch that ends with `step` steps done, and write."""
         means = {name: float(total) / self.count for name, total in self.sums.items()}

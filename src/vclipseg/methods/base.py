@@ -101,6 +101,7 @@ class Ema(nn.Module):
         self.decay = decay
         self.buffers_too = buffers
         self.network = copy.deepcopy(student).requires_grad_(False)
+        self.train()
 
     def train(self, mode: bool = True) -> Ema:
         """With averaged `buffers` the copy always predicts as in evaluation."""

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vclipseg.mixing import random_box, swap
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("shape", "share"), [((16, 16, 16), 0.67), ((9, 12, 6), 0.5)])
+def test_box_takes_its_share_of_each_side(shape, share):
+    box = random_box(shape, share, generator())
+    sides = [int(share * size) for size in shape]
+    assert box.dtype == torch.bool
+    assert int(box.sum()) == sides[0] * sides[1] * sides[2]
+    for axis, side in enumerate(sides):
+        others = tuple(a for a in range(3) if a != axis)
+        held = box.any(others[1]).any(others[0]).nonzero().flatten().tolist()
+        assert held == list(range(held[0], held[0] + side))  # in one piece
+
+
+def test_box_lies_anywhere():
+    boxes = torch.stack([random_box((8, 8, 8), 0.5, generator(seed)) for seed in range(1500)])
+    assert boxes.any(0).all()
+    corners = {tuple(box.nonzero()[0].tolist()) for box in boxes}
+    assert len(corners) > 50
+
+
+def test_box_is_a_function_of_the_generator():
+    boxes = [random_box((8, 8, 8), 0.5, generator(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(boxes[0], boxes[1])
+    assert not torch.equal(boxes[0], boxes[2])
+
+
+@pytest.mark.parametrize("kind", [(2, 1), (2,)], ids=["images", "labels"])
+def test_swap_exchanges_what_is_inside(kind):
+    first, second = torch.randn(*kind, 4, 4, 4), torch.randn(*kind, 4, 4, 4)
+    mask = random_box((4, 4, 4), 0.5, generator())
+    mine, theirs = swap(first, second, mask)
+    assert torch.equal(mine[..., mask], second[..., mask])
+    assert torch.equal(mine[..., ~mask], first[..., ~mask])
+    assert torch.equal(theirs[..., mask], first[..., mask])
+    assert torch.equal(theirs[..., ~mask], second[..., ~mask])
+    assert all(
+        torch.equal(a, b) for a, b in zip(swap(mine, theirs, mask), (first, second), strict=True)
+    )
