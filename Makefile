@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check dev bench format clean
+.PHONY: demo test check dev bench bench-gpu format clean
 
 # The main job end to end on made-up anatomy, in a few minutes.
 demo: $(READY)
@@ -29,6 +29,11 @@ dev: $(READY)
 # Speed of a training step, of prediction and of scoring on this machine.
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
+
+# The same at the paper's size, and the fast tests, on a GPU.
+bench-gpu: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python benchmarks/speed.py --paper
 
 format: $(READY)
 	$(BIN)/ruff format .

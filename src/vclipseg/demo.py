@@ -18,8 +18,8 @@ from vclipseg.inference import load
 from vclipseg.report import write_report
 from vclipseg.scans import predict_scans
 
-CASES = {"labeled": 4, "unlabeled": 30, "test": 10}
-REDUCED_CASES = {"labeled": 2, "unlabeled": 3, "test": 2}
+CASES: dict[str, Any] = {"labeled": 4, "unlabeled": 30, "test": 10}
+REDUCED_CASES: dict[str, Any] = {"labeled": 2, "unlabeled": 3, "test": 2}
 SETTINGS: dict[str, Any] = {
     "name": "demo",
     "text": {"source": "orthogonal"},

@@ -104,7 +104,7 @@ def run_record(
         facts: the other columns of `RunRecord`, but for the metrics and `failures`.
     """
     scores = list(scores)
-    means = {
+    means: dict[str, Any] = {
         metric: _mean(case_means(scores, metric, lcc=lcc, protocol=protocol).values())
         for metric in METRICS
     }

@@ -7,7 +7,7 @@ them and an array. Arrays are (C, X, Y, Z) images or (X, Y, Z) labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -131,11 +131,10 @@ def _start(
 def _cut(array: np.ndarray, start: Box, patch: Box) -> np.ndarray:
     """A copy of the patch; beyond the volume its border is repeated."""
     shape = array.shape[-3:]
-    inner = tuple(
-        slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch, shape, strict=True)
-    )
-    cut = array[(..., *inner)]
-    pads = [(max(-s, 0), max(s + p - n, 0)) for s, p, n in zip(start, patch, shape, strict=True)]
+    axes = list(zip(start, patch, shape, strict=True))
+    inner: Any = (..., *(slice(max(s, 0), min(s + p, n)) for s, p, n in axes))
+    cut = array[inner]
+    pads = [(max(-s, 0), max(s + p - n, 0)) for s, p, n in axes]
     if any(side for pad in pads for side in pad):
         return np.pad(cut, [(0, 0)] * (array.ndim - 3) + pads, mode="edge")
     return np.ascontiguousarray(cut)
