@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -66,11 +67,12 @@ def summarize(dataset: Dataset, facts: Sequence[CaseFacts]) -> Summary:
     )
 
 
-def _span(rows: np.ndarray, number: type) -> dict[str, tuple]:
+def _span(rows: np.ndarray, number: Callable[[float], Any]) -> dict[str, tuple[Any, ...]]:
     if not len(rows):
         return {}
-    measures = {"min": np.min, "median": np.median, "max": np.max}
-    return {name: tuple(number(v) for v in f(rows, axis=0)) for name, f in measures.items()}
+    least, median, most = np.percentile(rows, (0, 50, 100), axis=0)
+    spans = {"min": least, "median": median, "max": most}
+    return {name: tuple(number(v) for v in values) for name, values in spans.items()}
 
 
 def _class_summaries(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[ClassSummary]:
@@ -165,18 +167,19 @@ def _missing_spacing(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[P
 
 def _spacing_outliers(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[Problem]:
     readable = [(f.case, f.header) for f in facts if f.header]
+    if len(readable) < MIN_CASES:
+        return
     spacing = np.array([_along_world(h, h.spacing) for _, h in readable])  # (N, 3) mm
-    unusual = _outliers(np.log(spacing), SPACING_FLOOR).any(axis=1) if len(readable) else []
-    cases = [case for (case, _), odd in zip(readable, unusual, strict=True) if odd]
-    if _is_diverse(cases, facts):
-        low, high = (_triple(f(spacing, axis=0)) for f in (np.min, np.max))
+    unusual = _outliers(np.log(spacing), SPACING_FLOOR).any(axis=1)
+    if _is_diverse(unusual):
+        low, high = _triple(spacing.min(axis=0)), _triple(spacing.max(axis=0))
         message = (
-            f"the voxels of {len(cases)} of {len(facts)} cases differ much from the others "
+            f"the voxels of {unusual.sum()} of {len(readable)} cases differ much from the others "
             f"(from {low} to {high} mm). Check that these cases belong together."
         )
         yield Problem("spacing-diverse", "", None, message, "warning")
         return
-    usual = _triple(np.median(spacing, axis=0)) if len(readable) else ""
+    usual = _triple(np.median(spacing, axis=0))
     for (case, _), mm, odd in zip(readable, spacing, unusual, strict=True):
         if odd:
             message = (
@@ -206,7 +209,7 @@ def _channel_outliers(
     floor = LEVEL_FLOOR * float(np.median(spread))
     unusual = _outliers(np.log(spread), SCALE_FLOOR) | _outliers(level, floor)
     tenth, ninetieth = np.percentile(spread[~unusual], (10, 90))
-    if _is_diverse(np.flatnonzero(unusual), facts) or ninetieth > DIVERSE_SCALES * tenth:
+    if _is_diverse(unusual) or ninetieth > DIVERSE_SCALES * tenth:
         yield _no_common_scale(name, ranges[np.argsort(spread)])
         return
     typical = np.median(ranges, axis=0)
@@ -247,8 +250,9 @@ def _outliers(values: np.ndarray, floor: float) -> np.ndarray:
     return distance > np.maximum(SIGMAS * sigma, floor)
 
 
-def _is_diverse(unusual: Sequence[object], everything: Sequence[object]) -> bool:
-    return len(unusual) > max(1, MAX_OUTLIERS * len(everything))
+def _is_diverse(unusual: np.ndarray) -> bool:
+    """Whether so many cases `(N,)` are unusual that there is no usual."""
+    return int(unusual.sum()) > max(1, MAX_OUTLIERS * len(unusual))
 
 
 def _along_world(header: Header, values: Sequence[float]) -> tuple[float, ...]:

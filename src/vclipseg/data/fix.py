@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,15 +130,11 @@ def _case_files(cases: Sequence[Case]) -> set[Path]:
 
 
 def _mend_all(dataset: Dataset, problems: Sequence[Problem], root: Path, copy: Path) -> None:
-    """Images first: their affine is what labels are fitted to."""
-    todo: dict[str, list[Problem]] = defaultdict(list)
+    """In any order: no mend moves a case's first image, which the others refer to."""
     for problem in problems:
-        todo[problem.case_id].append(problem)
-    for case_id, found in todo.items():
-        case = dataset.case(case_id)
-        for problem in sorted(found, key=lambda p: p.code.startswith("label")):
-            if problem.file:
-                MENDS[problem.code](case, copy / problem.file.relative_to(root))
+        if problem.file:
+            mend = MENDS[problem.code]
+            mend(dataset.case(problem.case_id), copy / problem.file.relative_to(root))
 
 
 def _fill(case: Case, file: Path) -> None:
