@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vclipseg.data.volume import Volume, write
-from vclipseg.evaluation import score_case
-from vclipseg.scores import EvaluateSettings, summarize, write_scores
+from vclipseg.metrics import dice, jaccard
+from vclipseg.scores import CaseScore, EvaluateSettings, summarize, write_scores
 
 SHAPE = (30, 34, 18)
 AFFINE = np.diag([-0.9, -0.9, 2.0, 1.0])  # LPS axes, thick slices
@@ -78,19 +78,45 @@ def make_run(
     scores, ids = [], [f"case_{case:02d}" for case in range(1, cases + 1)]
     for case, case_id in enumerate(ids, start=1):
         classes = len(class_names) - 1
-        truth = Volume(organ(case, shape=shape, classes=classes), AFFINE)
+        truth = organ(case, shape=shape, classes=classes)
         spoiled = organ(case, wobble + 0.01 * case, shape, classes)
         if case in empty:
             spoiled[:] = 0
-        prediction = Volume(spoiled, AFFINE)
         (folder / "predictions").mkdir(exist_ok=True)
-        write(prediction, folder / "predictions" / f"{case_id}.nii.gz")
-        scores += score_case(case_id, truth, prediction, class_names, EvaluateSettings())
+        write(Volume(spoiled, AFFINE), folder / "predictions" / f"{case_id}.nii.gz")
+        scores += made_up_scores(case_id, truth, spoiled, class_names)
     settings = EvaluateSettings(lcc=lcc)
     write_scores(folder, scores, summarize(scores, settings, protocol=protocol, seconds=12.3))
     write_description(folder, data, method, class_names, ids, text, transductive)
     write_log(folder, method, class_names)
     return folder
+
+
+def made_up_scores(case_id, truth, prediction, class_names) -> list[CaseScore]:
+    """True overlaps; distances that only look like some, which is all a report needs."""
+    scores = []
+    for k in range(1, len(class_names)):
+        a, b = truth == k, prediction == k
+        overlap, gap = dice(a, b), np.nan if not b.any() else 8 * (1 - dice(a, b))
+        distances = {"hd95_voxel": gap, "asd_voxel": gap / 3, "hd95_mm": gap, "assd_mm": gap / 3}
+        volumes = {"reference_ml": a.sum() / 1000, "prediction_ml": b.sum() / 1000}
+        scores += [
+            CaseScore(
+                case_id,
+                k,
+                class_names[k],
+                lcc,
+                dice=overlap,
+                jaccard=jaccard(a, b),
+                nsd=overlap,
+                failure=int(not b.any()),
+                counts=(0, 0, 0, 0),
+                **distances,
+                **volumes,
+            )
+            for lcc in (0, 1)
+        ]
+    return scores
 
 
 def write_description(folder, data, method, class_names, test, text, transductive):
