@@ -170,7 +170,7 @@ def _spacing_outliers(dataset: Dataset, facts: Sequence[CaseFacts]) -> Iterator[
     if len(readable) < MIN_CASES:
         return
     spacing = np.array([_along_world(h, h.spacing) for _, h in readable])  # (N, 3) mm
-    unusual = _outliers(np.log(spacing), SPACING_FLOOR).any(axis=1)
+    unusual = np.any(_outliers(np.log(spacing), SPACING_FLOOR), axis=1)
     if _is_diverse(unusual):
         low, high = _triple(spacing.min(axis=0)), _triple(spacing.max(axis=0))
         message = (
