@@ -1,0 +1,361 @@
+"""README and docs agree with the code, the recipes and the records."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+
+from made_records import make_record, make_scores
+from vclipseg import records
+from vclipseg.cli import app
+from vclipseg.config import build_experiment, load_experiment
+from vclipseg.data.plan import Plan
+from vclipseg.methods import METHODS, presets
+from vclipseg.metrics import METRICS
+from vclipseg.scores import CASE_COLUMNS
+from vclipseg.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
+make_reference = importlib.import_module("make_reference")
+readme = importlib.import_module("readme")
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+METHOD_FILES = sorted(
+    file for file in (ROOT / "src/vclipseg/methods").glob("*.py")
+    if file.stem not in ("__init__", "base")
+)  # fmt: skip
+COMMANDS = typer.main.get_command(app)
+NOT_RUN = "<!-- not run:"
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    run: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL):
+        indent, language, content = found.groups()
+        before = text[: found.start()].rstrip().rpartition("\n")[2]
+        content = re.sub(f"^{indent}", "", content, flags=re.MULTILINE)
+        line = text.count("\n", 0, found.start()) + 1
+        yield Block(page, line, language, content, not before.startswith(NOT_RUN))
+
+
+def parametrized(language: str):
+    found = [block for page in PAGES for block in blocks(page) if block.language == language]
+    return pytest.mark.parametrize("block", found, ids=lambda block: block.name)
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# Results: figures come from records
+
+
+def test_readme_shows_what_the_records_hold():
+    old = text_of("README.md")
+    assert "<!-- results:" in old
+    assert readme.fill(old, ROOT / "results") == old, "run `python benchmarks/readme.py`"
+
+
+def test_a_grid_without_records_is_not_measured(tmp_path):
+    text = "<!-- results:none -->\n| old | 0.9 |\n<!-- /results -->\nbelow\n"
+    assert readme.fill(text, tmp_path) == (
+        "<!-- results:none -->\n\nNot measured yet.\n\n<!-- /results -->\nbelow\n"
+    )
+
+
+def test_a_measured_grid_shows_means_intervals_and_failures(tmp_path):
+    grid = tmp_path / "grid"
+    for seed, values in enumerate([(0.6, 0.7, 0.8), (0.8, 0.9, 1.0)]):
+        scores = make_scores(values, failures=1 if seed == 0 else 0)
+        facts = {"seed": seed, "settings_hash": f"hash{seed}", "seconds": 10.0 + 4 * seed}
+        rows = [make_record(scores, lcc=lcc, **facts) for lcc in (False, True)]
+        records.record(grid, rows, scores)
+    shown = readme.show(grid)
+    (line,) = [line for line in shown.splitlines() if line.startswith("| vclipseg")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:3] == ["vclipseg (faithful, 6000 steps)", "random", "2"]
+    assert cells[3].startswith("0.700 (")  # cases 0.4, 0.8, 0.9: the failure counts 0
+    assert cells[5].startswith("2.00")  # voxels; no distance of the failure
+    assert cells[-2:] == ["1 of 6", "12"]
+    assert "4 labeled cases, 3 test cases, 16 filters, cpu" in shown
+    assert shown.count("| vclipseg") == 1  # not the largest components
+
+
+def test_several_methods_are_compared_with_the_baseline(tmp_path):
+    for method, gain in (("supervised", 0.0), ("vclipseg", 0.1)):
+        scores = make_scores([0.5 + gain + 0.01 * n for n in range(7)])
+        facts = {"method": method, "settings_hash": method, "text": ""}
+        records.record(tmp_path, [make_record(scores, **facts)], scores)
+    shown = readme.show(tmp_path)
+    assert shown.index("| supervised") < shown.index("| vclipseg")
+    assert "higher Dice" in shown
+    assert "| none |" in shown
+
+
+# Commands
+
+
+def commands(page: Path) -> Iterator[tuple[str, str]]:
+    """Where and what: lines of shell blocks, and `vclipseg ...` within sentences."""
+    text = page.read_text(encoding="utf-8")
+    for block in blocks(page):
+        if block.language == "sh":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                if line.strip():
+                    yield block.name, line
+    prose = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for found in re.finditer(r"`(vclipseg [^`]+)`", prose):
+        yield str(page.relative_to(ROOT)), found[1]
+
+
+ALL_COMMANDS = [command for page in PAGES for command in commands(page)]
+
+
+def test_there_are_commands_to_check():
+    assert sum("vclipseg train" in line for _, line in ALL_COMMANDS) > 10
+
+
+@pytest.mark.parametrize(("where", "line"), ALL_COMMANDS, ids=[f"{w} {c}" for w, c in ALL_COMMANDS])
+def test_command_is_one(where, line):
+    words = shlex.split(line, comments=True)
+    if words[0] == "vclipseg":
+        check_vclipseg(words[1:])
+    elif words[0] == "make":
+        assert f"\n{words[1]}:" in text_of("Makefile"), line
+    elif words[0] == "python":
+        check_script(words[1:])
+    else:
+        assert words == ["source", ".venv/bin/activate"], line
+
+
+def check_vclipseg(words: list[str]) -> None:
+    """The verb and its options exist, and so do the settings, methods and recipes named."""
+    command = COMMANDS.commands[words[0]]
+    if len(words) == 1:  # a verb is spoken of
+        return
+    values = command.make_context(words[0], words[1:]).params
+    overrides = list(values.get("settings") or [])
+    for option in ("method", "preset"):
+        if values.get(option):
+            overrides.append(f"method.{'name' if option == 'method' else option}={values[option]}")
+    load_experiment(None, overrides)
+    recipe = values.get("recipe")
+    if recipe and recipe.parts[0] == "recipes":
+        load_experiment(ROOT / recipe)
+
+
+def check_script(words: list[str]) -> None:
+    script = (ROOT / words[0]).read_text(encoding="utf-8")
+    for option in words:
+        assert not option.startswith("--") or f'"{option}"' in script, option
+    for path in words[1:]:
+        if path.startswith("recipes/"):
+            assert (ROOT / path).is_dir(), path
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "recipes").rglob("*.toml")), ids=lambda p: f"{p.parent.name}/{p.name}"
+)
+def test_recipe_loads(recipe):
+    load_experiment(recipe)
+
+
+# Blocks of code
+
+
+@parametrized("python")
+def test_python_block_runs(block):
+    code = compile(block.text, block.name, "exec")
+    if block.run:
+        exec(code, {"__name__": "docs"})
+        return
+    for found in re.finditer(r"^(?:import|from) .*$", block.text, re.MULTILINE):
+        exec(found[0], {})
+    for module, name in re.findall(r"\b(vclipseg)\.([a-z_]+)\(", block.text):
+        assert hasattr(importlib.import_module(module), name)
+
+
+@parametrized("toml")
+def test_toml_block_is_a_recipe(block):
+    build_experiment(tomllib.loads(block.text), {})
+
+
+@parametrized("json")
+def test_json_block_is_a_plan(block):
+    Plan.model_validate(json.loads(block.text))
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings may be linked by, as GitHub makes it."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+@each_page
+def test_page_can_be_found(page):
+    """Some other page links to it."""
+    if page.name == "README.md" and page.parent == ROOT:
+        return
+    linked = {
+        (other.parent / target.partition("#")[0]).resolve()
+        for other in PAGES
+        if other != page
+        for target in re.findall(r"\]\(([^)\s:]+)\)", other.read_text(encoding="utf-8"))
+    }
+    assert page.resolve() in linked
+
+
+# Reference
+
+
+def test_pages_agree_with_the_code():
+    stale = [str(page.relative_to(ROOT)) for page in make_reference.stale()]
+    assert not stale, "run `python docs/make_reference.py`"
+
+
+def settings_classes(base: type[Settings] = Settings) -> Iterator[type[Settings]]:
+    for cls in base.__subclasses__():
+        if cls.__module__.startswith("vclipseg."):  # not those of other tests
+            yield cls
+            yield from settings_classes(cls)
+
+
+@pytest.mark.parametrize("cls", sorted(set(settings_classes()), key=lambda c: c.__name__))
+def test_every_setting_is_in_the_reference(cls):
+    page = text_of("docs/reference/settings.md")
+    for key in cls.model_fields:
+        assert f"`{key}`" in page or f"`[{key}]" in page, f"{cls.__name__}.{key}"
+
+
+@pytest.mark.parametrize("file", METHOD_FILES, ids=lambda file: file.stem)
+def test_every_method_has_a_page(file):
+    page = text_of(f"docs/methods/{file.stem}.md")
+    assert file.stem in METHODS
+    assert f"docs/methods/{file.stem}.md" in text_of("README.md")
+    for marker in (f"<!-- made:equation:{file.stem} -->", f"<!-- made:presets:{file.stem} -->"):
+        assert marker in page
+    for heading in ("Equation", "Differences", "Presets", "Logged terms", "Run it", "Result"):
+        assert f"\n## {heading}" in page
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_page_says_why_robust_differs(name):
+    page = text_of(f"docs/methods/{name}.md")
+    explained = page.rpartition("<!-- /made -->")[2]
+    for key in presets(name)["robust"]["method"]:
+        assert f"`{key}`" in explained, key
+    for preset in presets(name):
+        assert f"`{preset}`" in explained, preset
+
+
+def test_every_check_code_is_explained():
+    sources = [ROOT / f"src/vclipseg/data/{name}.py" for name in ("check", "check_case")]
+    sources.append(ROOT / "src/vclipseg/data/compare_cases.py")
+    text = "".join(source.read_text(encoding="utf-8") for source in sources)
+    codes = set(re.findall(r'"([a-z]+(?:-[a-z0-9]+)+)"', text))
+    codes |= {"duplicate-in-train", "duplicate-in-test"}  # made from the case's role
+    explained = set(re.findall(r"^\| `([a-z0-9-]+)`", text_of("docs/how-to/own-data.md"), re.M))
+    assert codes == explained
+
+
+def test_every_metric_and_column_is_explained():
+    metrics, run_folder = (
+        text_of("docs/reference/metrics.md"),
+        text_of("docs/reference/run-folder.md"),
+    )
+    assert all(f"`{metric}`" in metrics for metric in METRICS)
+    assert all(f"`{column}`" in run_folder for column in CASE_COLUMNS)
+    page = text_of("docs/reference/records.md")
+    for column in (*records.RUN_COLUMNS, *records.RECORD_CASE_COLUMNS):
+        assert f"`{column}`" in page or f"`{column}`" in run_folder, column
+
+
+def test_decisions_are_numbered_and_listed():
+    pages = sorted((ROOT / "docs/decisions").glob("0*.md"))
+    listed = re.findall(r"\]\((0\d+-[\w-]+\.md)\)", text_of("docs/decisions/README.md"))
+    assert listed == [page.name for page in pages]
+    for number, page in enumerate(pages, start=1):
+        text = page.read_text(encoding="utf-8")
+        assert page.name.startswith(f"{number:04d}-")
+        assert text.startswith(f"# {number}. ")
+        assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
+
+
+# The run folder
+
+
+@pytest.mark.slow
+def test_run_folder_page_names_every_file_and_key(tmp_path):
+    from vclipseg.checkpoint import load_model, load_state
+    from vclipseg.console import Console
+    from vclipseg.data.phantom import make_phantom
+    from vclipseg.experiment import evaluate_run, new_run, train_run
+
+    data = make_phantom(
+        tmp_path / "data", labeled=1, unlabeled=1, test=1, shape=(32, 32, 32), spacing=2.5
+    )
+    recipe = {
+        "text": {"source": "orthogonal"},
+        "method": {"filters": 2},
+        "train": {"steps": 1, "patch": [32, 32, 32]},
+    }
+    console = Console(quiet=True)
+    run, prepared = new_run(build_experiment(recipe, {}), data, tmp_path / "run", console)
+    train_run(run, prepared.cases, console)
+    evaluate_run(run, console)
+
+    page = text_of("docs/reference/run-folder.md")
+    for file in run.folder.rglob("*"):
+        inner = file.parent.name in ("tensorboard", "predictions")
+        assert inner or file.name in page, file.name
+    keys = set(load_state(run.state_path)) | {"version"} | set(load_model(run.model_path)[1])
+    for file in run.folder.glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        keys |= set(content)
+        if file.name == "experiment.json":
+            keys |= set(content["settings"]) | set(content["data"]) | set(content["text"])
+    assert not [key for key in keys if f"`{key}`" not in page]
