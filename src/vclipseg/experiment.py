@@ -288,12 +288,13 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
                     130 if stopped() == signal.SIGINT else 75,
                 )
 
-        train(state, make_sampler(run, cases).batch, settings, fabric, on_step)
+        sampler = make_sampler(run, state.method, cases)
+        train(state, sampler.batch, settings, fabric, on_step)
     log.close()
     save_model(run.model_path, state.weights(), run.model_description())
 
 
-def make_sampler(run: Run, cases: PreparedCases) -> PatchSampler:
+def make_sampler(run: Run, method: Method, cases: PreparedCases) -> PatchSampler:
     """The patches of a run; they are a function of its seed."""
     experiment = run.experiment
     return PatchSampler(
@@ -302,7 +303,7 @@ def make_sampler(run: Run, cases: PreparedCases) -> PatchSampler:
         labeled=run.split.labeled,
         unlabeled=run.split.unlabeled,
         patch=experiment.train.patch,
-        patches=method_class(experiment.method_name).patches,
+        patches=method.patches_at,
         augment=experiment.augment,
         seed=experiment.train.seed,
     )

@@ -32,7 +32,7 @@ def make_sampler(patches=(2, 2), seed=0, patch=(4, 4, 4), augment=None, **change
         "labeled": LABELED,
         "unlabeled": UNLABELED,
         "patch": patch,
-        "patches": patches,
+        "patches": lambda step: patches,
         "augment": augment or AugmentSettings(rotate_flip=True),
         "seed": seed,
     }

@@ -69,7 +69,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PatchSampler:
-    """Endless batches of `patches` = (L, U) augmented patches.
+    """Endless batches of augmented patches, as many labeled and unlabeled ones as a step asks for.
 
     Cases come in random order, each once before any comes again, the labeled and the unlabeled
     stream apart. `labels` is asked for labeled cases only.
@@ -80,13 +80,13 @@ class PatchSampler:
     labeled: Sequence[str]
     unlabeled: Sequence[str]
     patch: tuple[int, int, int]
-    patches: tuple[int, int]
+    patches: Callable[[int], tuple[int, int]]  # step -> (L, U)
     augment: AugmentSettings
     seed: int
 
     def batch(self, step: int) -> Batch:
         """The batch of optimizer step `step`."""
-        num_labeled, num_unlabeled = self.patches
+        num_labeled, num_unlabeled = self.patches(step)
         chosen = [
             *self._stream(self.labeled, num_labeled, step, stream=0),
             *self._stream(self.unlabeled, num_unlabeled, step, stream=1),
@@ -114,7 +114,7 @@ class PatchSampler:
         return (self.batch(step) for step in range(first_step, steps))
 
     def _stream(self, cases: Sequence[str], count: int, step: int, stream: int) -> list[str]:
-        """Entries `step * count` ... of an endless row of shuffles of `cases`."""
+        """The next `count` entries of an endless row of shuffles of `cases`."""
         if count and not cases:
             raise ValueError("a method that asks for unlabeled patches needs unlabeled cases")
         chosen = []

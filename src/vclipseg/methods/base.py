@@ -72,7 +72,11 @@ class Method(nn.Module, ABC):
     """
 
     patches: ClassVar[tuple[int, int]] = (2, 2)
-    """Labeled and unlabeled patches of a step."""
+    """Labeled and unlabeled patches of a step; their sum is every method's budget."""
+
+    def patches_at(self, step: int) -> tuple[int, int]:
+        """`patches` of this step, for methods that change them on the way."""
+        return self.patches
 
     @abstractmethod
     def loss(self, batch: Batch, step: int) -> Loss:

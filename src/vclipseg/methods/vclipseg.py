@@ -81,6 +81,8 @@ class VCLIPSegSettings(MethodSettings):
     """Share that an averaged teacher keeps each step; 0: the network labels for itself."""
     copy_paste: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Side of the box that labeled and unlabeled patches exchange, as a share of the patch; 0: none."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run in which all patches are labeled, so that the first teacher is a good one."""
     predict_with: Literal["first", "mean"] = "first"
     """The first decoder, as published, or the mean of both."""
 
@@ -98,6 +100,7 @@ class VCLIPSeg(Method):
         self.settings = s = settings
         self.class_names = task.class_names
         self.scale = task.total_steps / PUBLISHED_STEPS
+        self.warmup_steps = int(s.warmup * task.total_steps)
         self.register_buffer("text", task.text_vectors.clone())
         self.network = TextVNet(
             task.in_channels,
@@ -108,6 +111,11 @@ class VCLIPSeg(Method):
             projections=s.heads if s.alignment else 0,
         )
         self.teacher = Ema(self.network, s.teacher_decay, buffers=True) if s.teacher_decay else None
+
+    def patches_at(self, step: int) -> tuple[int, int]:
+        """Labeled patches only while it warms up."""
+        labeled, unlabeled = self.patches
+        return (labeled + unlabeled, 0) if step < self.warmup_steps else (labeled, unlabeled)
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
@@ -143,7 +151,7 @@ class VCLIPSeg(Method):
         """The images that the network sees and the labels known of them, `IGNORE` elsewhere."""
         labels, unlabeled = batch.labels, batch.unlabeled_images
         unknown = torch.full((len(unlabeled), *labels.shape[1:]), IGNORE).to(labels)
-        if not self.settings.copy_paste:
+        if not self.settings.copy_paste or not len(unlabeled):
             return batch.images, torch.cat([labels, unknown])
         shape = tuple(labels.shape[1:])
         box = random_box(shape, self.settings.copy_paste, batch.generator).to(labels.device)
@@ -155,7 +163,7 @@ class VCLIPSeg(Method):
     @torch.no_grad()
     def guides(self, batch: Batch, probs: list[Tensor]) -> list[Tensor]:
         """The probabilities that pseudo-labels are made of, one a decoder, rows as in `view`."""
-        if self.teacher is None:
+        if self.teacher is None or batch.num_labeled == len(batch.images):
             return [p.detach() for p in probs]
         if not self.settings.copy_paste:
             return [z.softmax(1) for z in self.teacher(batch.plain).logits]
