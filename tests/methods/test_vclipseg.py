@@ -14,6 +14,7 @@ from toy import LATE, batch_for, build, fast, fit, make_batch
 from vclipseg.losses import IGNORE
 from vclipseg.methods import preset
 from vclipseg.methods.vclipseg import VCLIPSegSettings, fuse, prototype_members
+from vclipseg.networks.text import TextSettings
 
 PLAIN = {
     "prompts": True,
@@ -277,7 +278,7 @@ def test_published_presets(name, changes):
 
 
 def test_the_papers_prompt():
-    assert preset("vclipseg", "paper")["text"]["template"] == "A pixel of {item}"
+    assert TextSettings(**preset("vclipseg", "paper")["text"]).template == "A pixel of {item}"
     assert "text" not in preset("vclipseg", "faithful")
 
 
