@@ -1,4 +1,4 @@
-"""For all tests: one thread, and a cache folder of their own."""
+"""For all tests: the CPU, one thread, and a cache folder of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # subprocesses inherit it; before torch is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; subprocesses inherit it
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is promised bit for bit is promised on the CPU
 
 import torch
 

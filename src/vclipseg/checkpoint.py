@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vclipseg.errors import DataError, UsageError
@@ -36,7 +35,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: not a readable checkpoint ({error}); start the run anew"
         ) from error
-    if state.pop("version", None) != VERSION:
+    if not isinstance(state, dict) or state.pop("version", None) != VERSION:
         raise DataError(
             f"{path}: checkpoint of another version; train with the version that wrote it"
         )
@@ -51,7 +50,7 @@ def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, An
         "version": str(VERSION),
         "description": json.dumps(description),
     }
-    _atomic(path, lambda file: save_file(tensors, file, metadata))
+    _atomic(path, lambda file: file.write_bytes(save(tensors, metadata)))
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,17 +70,18 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: not a readable model ({error})") from error
     if metadata.get("format") != "vclipseg" or metadata.get("version") != str(VERSION):
         raise DataError(f"{path}: not a model of this version of vclipseg")
-    return weights, json.loads(metadata["description"])
+    try:
+        return weights, json.loads(metadata["description"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: does not say what model it is ({error})") from error
 
 
-def _atomic(path: Path, write: Callable[[str], None]) -> None:
+def _atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)

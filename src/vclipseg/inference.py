@@ -124,6 +124,11 @@ class Predictor:
         shape = tuple(image.shape[1:])
         window = tuple(min(w, s) for w, s in zip(self.window, shape, strict=True))
         stride = self.settings.stride or tuple(max(1, w // 2) for w in window)
+        if any(step > w for step, w in zip(stride, self.window, strict=True)):
+            raise UsageError(
+                f"predict.stride {stride} is larger than the window {self.window}: voxels between "
+                "two windows would get no prediction"
+            )
         weight = blend_weights(window, self.settings.blend)
         total = torch.zeros(len(self.class_names), *shape)
         visits = torch.zeros(shape)
@@ -191,6 +196,7 @@ def batched(items: list, size: int) -> list[list]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in str(error).lower()
-    )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "allocate memory")
+    return any(word in str(error).lower() for word in words)
