@@ -29,7 +29,7 @@ def has_fast_bf16(device_type: str) -> bool:
 
 
 def resolve_precision(precision: str, device_type: str) -> str:
-    """ "auto" becomes "bf16" where the device computes it in hardware, else "fp32"."""
+    """Turn "auto" into "bf16" where the device computes it in hardware, else into "fp32"."""
     if precision != "auto":
         return precision
     return "bf16" if has_fast_bf16(device_type) else "fp32"

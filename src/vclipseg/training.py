@@ -23,6 +23,8 @@ from vclipseg.errors import VclipsegError
 from vclipseg.methods.base import Loss, Method
 from vclipseg.settings import Settings
 
+Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+
 
 class TrainSettings(Settings):
     """How long, how fast, and which weights count in the end."""
@@ -30,10 +32,10 @@ class TrainSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = 1337
     """Of initial weights, patches, augmentation and dropout."""
     steps: Annotated[int, Field(gt=0)] = 15_000
-    patch: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = (112, 112, 80)  # fmt: skip
+    patch: Size = (112, 112, 80)
     """Size of a training patch in prepared voxels."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: Annotated[float, Field(gt=0)] = 4e-3
     lr_power: Annotated[float, Field(ge=0)] = 0.9
     """The rate falls as (1 - step/steps)^lr_power; 0 keeps it constant."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -167,7 +169,7 @@ def averaged(method: Method) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def follow(state: TrainState, decay: float) -> None:
-    """average <- a * average + (1 - a) * weights, a = min(1 - 1/(t+1), decay)."""
+    """Let the average follow: m <- a m + (1 - a) w with a = min(1 - 1/(t+1), decay)."""
     if not state.average:
         return
     keep = min(1 - 1 / (state.step + 1), decay)

@@ -1,4 +1,4 @@
-"""V-Net (Milletari et al., 3DV 2016; https://arxiv.org/abs/1606.04797) as the semi-supervised literature runs it.
+"""V-Net as the semi-supervised literature runs it (Milletari et al., 3DV 2016; arXiv 1606.04797).
 
 Five encoder stages of 1, 2, 3, 3, 3 convolutions, skips that are added (not concatenated), batch
 normalization, no residuals. A decoder is known by how it upsamples; several may share an encoder.
