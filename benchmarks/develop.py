@@ -1,0 +1,90 @@
+"""Score a recipe on the development list, by which settings, presets and defaults are chosen.
+
+    python benchmarks/develop.py recipes/la-1.25mm-4/robust.toml --data FOLDER --set method.warmup=0
+
+The development list is fixed: the training cases that the recipe leaves unlabeled. Their labels are
+read here, after training, and nowhere else; test cases are not touched. A row with the overrides, the
+commit and the Dice goes to results/development.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from vclipseg.commands import describe
+from vclipseg.config import load_experiment
+from vclipseg.console import Console
+from vclipseg.data.datasets import Dataset
+from vclipseg.evaluation import evaluate
+from vclipseg.experiment import new_run, train_run, train_seconds
+from vclipseg.inference import load
+from vclipseg.scores import case_means, write_rows
+
+COLUMNS = ("recipe", "overrides", "seed", "cases", "dice", "lowest", "seconds", "device", "commit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--out", type=Path, required=True, help="run folder, such as runs/try")
+    parser.add_argument("--record", type=Path, default=Path("results/development.csv"))
+    arguments = parser.parse_args()
+    console = Console()
+    experiment = load_experiment(arguments.recipe, arguments.overrides)
+    command = sys.argv
+    run, prepared = new_run(experiment, arguments.data, arguments.out, console, command)
+    console.note(describe(run))
+    train_run(run, prepared.cases, console)
+    values = score(run.folder, prepared.dataset, prepared.split.unlabeled, console)
+    environment = json.loads((run.folder / "environment.json").read_text())
+    row = {
+        "recipe": arguments.recipe.as_posix(),
+        "overrides": " ".join(arguments.overrides),
+        "seed": experiment.train.seed,
+        "cases": len(values),
+        "dice": statistics.mean(values),
+        "lowest": min(values),
+        "seconds": train_seconds(run),
+        "device": f"{environment['device']}, {environment['threads']} thread(s)",
+        "commit": environment["commit"] or "",
+    }
+    append(arguments.record, row)
+    print(json.dumps(row, indent=2))
+
+
+def score(
+    folder: Path, dataset: Dataset, case_ids: tuple[str, ...], console: Console
+) -> list[float]:
+    """Dice of each development case, averaged over its classes."""
+    labeled = [case_id for case_id in case_ids if dataset.case(case_id).label]
+    with console.bar("develop", len(labeled)) as advance:
+        rows = evaluate(
+            load(folder).predict,
+            dataset,
+            labeled,
+            on_progress=lambda done, total, case_id: advance(done, case_id, total),
+        )
+    return list(case_means(rows, "dice").values())
+
+
+def append(path: Path, row: dict) -> None:
+    """Add a row to the record."""
+    rows: list[dict] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(path, COLUMNS, [*rows, row])
+
+
+if __name__ == "__main__":
+    main()
