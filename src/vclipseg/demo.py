@@ -53,7 +53,7 @@ def run_demo(out: Path, console: Console, *, reduced: bool = False, seed: int = 
     report = write_report([ours.folder, supervised.folder], out / "report.html")
     return "\n".join([
         "",
-        compare_runs(supervised.folder, ours.folder).text(),
+        compare_runs(ours.folder, supervised.folder).text(),
         "",
         f"mask:   {mask}",
         f"report: {report}",
