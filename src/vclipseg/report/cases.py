@@ -69,11 +69,13 @@ def load_case(
     found: dict[str | int, Volume] = {}
     for key, what, read in _sources(case_id, runs, dataset):
         volume = attempt(notes, f"{case_id}: no {what}", lambda r=read: reorient(r(), "RAS"))
+        if volume is None:
+            continue
         grid = next(iter(found.values()), volume)
-        if volume and volume.shape != grid.shape:
+        if volume.shape != grid.shape:
             shapes = f"{_times(volume.shape)} voxels instead of {_times(grid.shape)}"
             notes.append(f"{case_id}: the {what} is on another grid, {shapes}.")
-        elif volume:
+        else:
             found[key] = volume
     image, reference = found.pop("image", None), found.get("reference")
     if not found:

@@ -218,7 +218,7 @@ def _verdict(first: Run, other: Run, index: int, lines: Sequence[Compared]) -> V
 def _judged(dice: Comparison, supervised: bool) -> tuple[str, str, str]:
     """(kind, title, what may be said) from the comparison of Dice."""
     a, b = dice.name_a, dice.name_b
-    if dice.n < MIN_CASES or dice.low is None or dice.high is None:
+    if dice.n < MIN_CASES or dice.difference is None or dice.low is None or dice.high is None:
         cases = "case" if dice.n == 1 else "cases"
         text = (
             f"Below {MIN_CASES} cases no such claim can be made: there are {dice.n} paired {cases}."

@@ -64,9 +64,17 @@ class _Cut:
 
     @property
     def mm(self) -> tuple[float, float]:
-        """Millimetres of one (row, column)."""
+        """Millimetres of one row and one column."""
         column, row = (self.spacing[axis] for axis in range(3) if axis != self.axis)
         return row, column
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width."""
+        columns, rows = (
+            part.stop - part.start for axis, part in enumerate(self.box) if axis != self.axis
+        )
+        return rows * self.mm[0], columns * self.mm[1]
 
 
 def _panel(
@@ -77,9 +85,7 @@ def _panel(
     class_names: Sequence[str],
     run: int,
 ) -> Panel:
-    some = case.reference if case.reference is not None else prediction
-    rows, columns = cut(some).shape if some is not None else cut(case.image).shape
-    height, width = rows * cut.mm[0], columns * cut.mm[1]
+    height, width = cut.size_mm
     parts = [_picture(cut, case.image, width, height)]
     if case.reference is not None:
         parts.append(_outlines(cut, case.reference, "reference", "reference", class_names))
@@ -166,12 +172,14 @@ def _largest_slice(mask: np.ndarray, axis: int) -> int:
 
 def _box(mask: np.ndarray, spacing: Sequence[float]) -> tuple[slice, slice, slice]:
     """The voxels around a mask with a third of its extent (10 mm at least) on every side."""
-    if not mask.any():
-        return tuple(slice(0, size) for size in mask.shape)
-    box = []
-    for axis, size in enumerate(mask.shape):
-        others = tuple(a for a in range(3) if a != axis)
-        hit = np.flatnonzero(mask.any(axis=others))
-        room = max(0.33 * (hit[-1] - hit[0] + 1), 10 / spacing[axis])
-        box.append(slice(max(0, int(hit[0] - room)), min(size, int(hit[-1] + room) + 1)))
-    return tuple(box)
+    x, y, z = (_side(mask, axis, spacing[axis]) for axis in range(3))
+    return x, y, z
+
+
+def _side(mask: np.ndarray, axis: int, mm: float) -> slice:
+    size = mask.shape[axis]
+    hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    if not len(hit):
+        return slice(0, size)
+    room = max(0.33 * (hit[-1] - hit[0] + 1), 10 / mm)
+    return slice(max(0, int(hit[0] - room)), min(size, int(hit[-1] + room) + 1))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter, map_coordinates
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from skimage.measure import marching_cubes
 
 from vclipseg.report.cases import ShownCase
@@ -120,7 +120,7 @@ def draw(scene: Scene, size: int = 260) -> dict[str, str]:
 
 
 def _mesh(
-    case: ShownCase, mask: np.ndarray, k: int, stride: tuple[int, ...], edges: cKDTree | None
+    case: ShownCase, mask: np.ndarray, k: int, stride: tuple[int, ...], edges: KDTree | None
 ) -> Mesh | None:
     """One class's surface in RAS mm; None where the mask has none."""
     if not (mask == k).any():
@@ -141,7 +141,7 @@ def _mesh(
     return Mesh(k, world.astype(np.float32), faces, errors)
 
 
-def _reference_edges(case: ShownCase, k: int) -> cKDTree | None:
+def _reference_edges(case: ShownCase, k: int) -> KDTree | None:
     """The centres of the faces between the reference's voxels and others, in mm."""
     if case.reference is None or not (case.reference == k).any():
         return None
@@ -151,7 +151,7 @@ def _reference_edges(case: ShownCase, k: int) -> cKDTree | None:
         half = np.eye(3)[axis] / 2
         found.append(np.argwhere(np.diff(box.astype(np.int8), axis=axis)) + half + corner)
     voxels = np.concatenate(found)
-    return cKDTree(voxels @ case.affine[:3, :3].T + case.affine[:3, 3])
+    return KDTree(voxels @ case.affine[:3, :3].T + case.affine[:3, 3])
 
 
 def _cropped(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
