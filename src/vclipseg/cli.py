@@ -32,18 +32,19 @@ def main() -> None:
     from vclipseg.errors import VclipsegError
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what a verb gave typer.Exit, or 130 after Ctrl-C
     except VclipsegError as error:
         sys.exit(_fail(str(error), error.exit_code))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong options
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == 130:
+        _fail("interrupted", code)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int) -> int:

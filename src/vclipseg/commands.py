@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vclipseg import __version__
-from vclipseg.config import DataSettings, Experiment, load_experiment
+from vclipseg.config import DataSettings, Experiment, load_experiment, overridden
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
 from vclipseg.data.check import check_dataset
@@ -22,7 +22,7 @@ from vclipseg.defaults import own_data_defaults
 from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import evaluate_folder, summarize, write_scores
 from vclipseg.experiment import Run, evaluate_run, new_run, prepare_data, train_run
-from vclipseg.inference import load
+from vclipseg.inference import Predictor, load
 from vclipseg.methods import METHODS, presets
 from vclipseg.networks.text import cosine_matrix, text_vectors
 from vclipseg.report import write_report
@@ -200,8 +200,10 @@ def evaluate(
         )
         return summary
     opened = Run.open(run)
-    predict = settings.predict if any(o.startswith("predict.") for o in overrides) else None
-    return evaluate_run(opened, console, data, predict, workers)
+    own = opened.experiment
+    predict = overridden(own.predict, overrides, "predict")
+    scoring = overridden(own.evaluate, overrides, "evaluate")
+    return evaluate_run(opened, console, data, predict, workers, scoring)
 
 
 def predict(
@@ -215,8 +217,10 @@ def predict(
     probabilities: bool = False,
 ) -> list[Path]:
     """Masks of scans and folders of scans."""
-    given = any(override.startswith("predict.") for override in overrides)
-    predictor = load(model, load_experiment(None, overrides).predict if given else None)
+    load_experiment(None, overrides)  # refuses unknown keys
+    predictor = load(model)
+    settings = overridden(predictor.settings, overrides, "predict")
+    predictor = Predictor(predictor.method, predictor.description, settings)
     return predict_scans(
         predictor, scans, output, console, overwrite=overwrite, probabilities=probabilities
     )

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationError
 
@@ -24,6 +24,8 @@ from vclipseg.methods.base import MethodSettings
 from vclipseg.networks.text import TextSettings
 from vclipseg.settings import Settings
 from vclipseg.training import TrainSettings
+
+S = TypeVar("S", bound=Settings)
 
 DEFAULT_METHOD, DEFAULT_PRESET = "vclipseg", "robust"
 
@@ -96,7 +98,10 @@ def build_experiment(
     values: dict[str, Any], defaults: dict[str, Any], source: str = "settings"
 ) -> Experiment:
     """Preset, defaults and values to an `Experiment`."""
-    method = dict(values.get("method", {}))
+    method = values.get("method", {})
+    if not isinstance(method, dict):
+        raise UsageError(f"{source}: method: expected method.name = {method!r}")
+    method = dict(method)
     name = method.pop("name", DEFAULT_METHOD)
     preset_name = method.pop("preset", DEFAULT_PRESET)
     cls = method_class(name)
@@ -113,18 +118,20 @@ def build_experiment(
         raise UsageError(explain(error, Experiment, source)) from error
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe with what it `extends` (a path relative to it) underneath."""
+def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe with what it `extends` (a path relative to it) underneath; `above` are those it is for."""
+    if path.resolve() in above:
+        raise UsageError(f"{path}: extends itself")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such recipe") from error
+    except OSError as error:
+        raise UsageError(f"{path}: no such recipe ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
     base = values.pop("extends", None)
     if base is None:
         return values
-    below = read_recipe(path.parent / base)
+    below = read_recipe(path.parent / str(base), (*above, path.resolve()))
     merge(below, values)
     return below
 
@@ -154,6 +161,17 @@ def parse_override(text: str) -> dict[str, Any]:
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value
+
+
+def overridden(settings: S, overrides: Iterable[str], section: str) -> S:
+    """A run's own settings of a section, such as "predict", with overrides laid over them."""
+    values = settings.model_dump()
+    for override in overrides:
+        merge(values, parse_override(override).get(section, {}))
+    try:
+        return type(settings).model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, type(settings), "--set", f"{section}.")) from error
 
 
 def explain(error: ValidationError, model: type, source: str, prefix: str = "") -> str:

@@ -32,7 +32,7 @@ from vclipseg.data.datasets import Dataset, Split, open_dataset, split_cases
 from vclipseg.data.plan import Plan, make_plan, save_plan
 from vclipseg.device import default_device, resolve_precision
 from vclipseg.errors import DataError, Stopped, UsageError
-from vclipseg.evaluation import evaluate, summarize, write_scores
+from vclipseg.evaluation import EvaluateSettings, evaluate, summarize, write_scores
 from vclipseg.inference import PredictSettings, load
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Loss, Method, Task
@@ -65,13 +65,19 @@ def cache_home() -> Path:
     return Path(os.environ.get("VCLIPSEG_HOME") or Path(caches) / "vclipseg")
 
 
+def open_split(experiment: Experiment, root: Path) -> tuple[Dataset, Split]:
+    """The data set, and which of its cases the experiment trains on and tests on."""
+    s = experiment.data
+    dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
+    split = split_cases(dataset, labeled=s.labeled, draw=s.draw, transductive=s.transductive)
+    return dataset, split
+
+
 def prepare_data(
     experiment: Experiment, root: Path, console: Console, plan: Plan | None = None, workers: int = 0
 ) -> Prepared:
     """Open the data, split it, decide the plan where none is given, and prepare the training cases."""
-    s = experiment.data
-    dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
-    split = split_cases(dataset, labeled=s.labeled, draw=s.draw, transductive=s.transductive)
+    dataset, split = open_split(experiment, root)
     plan = plan or make_plan(dataset, [*split.labeled, *split.unlabeled], experiment.prepare)
     wanted = training_cases(split)
     with console.bar("prepare", len(wanted)) as advance:
@@ -112,11 +118,7 @@ class Run:
         Raises:
             UsageError: there is a run in the folder.
         """
-        if (folder / "experiment.json").exists():
-            raise UsageError(
-                f"{folder}: holds a run already. Go on with `vclipseg train --resume {folder}`, or "
-                "choose another folder with --out."
-            )
+        refuse_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {
             "version": VERSION,
@@ -195,9 +197,7 @@ class Run:
         origin = self.description["text"]
         if not origin:
             return None
-        stored = TextVectors.load(
-            self.folder / "text.safetensors", self.description["class_names"]
-        )
+        stored = TextVectors.load(self.folder / "text.safetensors", self.description["class_names"])
         return TextVectors(stored.vectors, origin)
 
     def data_root(self, given: Path | None = None) -> Path:
@@ -242,14 +242,36 @@ def new_run(
     plan: Plan | None = None,
     workers: int = 0,
 ) -> tuple[Run, Prepared]:
-    """Prepare the data, make the text vectors and write the run folder; nothing is trained yet."""
-    if (folder / "experiment.json").exists():
-        Run.create(folder, experiment, None, None, command)  # type: ignore[arg-type]  # raises
-    text = None
+    """Make the text vectors, prepare the data and write the run folder; nothing is trained yet.
+
+    Raises:
+        UsageError: there is a run in the folder, the method finds no unlabeled case, or CLIP cannot
+            be loaded; all of it before the data are prepared.
+    """
+    refuse_run(folder)
+    dataset, split = open_split(experiment, root)
+    if not split.unlabeled and method_class(experiment.method_name).patches[1]:
+        raise UsageError(
+            f"{root}: no train case is unlabeled, but {experiment.method_name} learns from unlabeled "
+            "images too. Put some into imagesUn, use fewer labels (--labeled N), or train on labels "
+            "alone with --method supervised."
+        )
+    text = text_vectors(experiment.text, dataset.class_names) if experiment.needs_text else None
     data = prepare_data(experiment, root, console, plan, workers)
-    if experiment.needs_text:
-        text = text_vectors(experiment.text, data.dataset.class_names)
     return Run.create(folder, experiment, data, text, command), data
+
+
+def refuse_run(folder: Path) -> None:
+    """Nothing that is there is overwritten.
+
+    Raises:
+        UsageError: there is a run in the folder.
+    """
+    if (folder / "experiment.json").exists():
+        raise UsageError(
+            f"{folder}: holds a run already. Go on with `vclipseg train --resume {folder}`, or "
+            "choose another folder with --out."
+        )
 
 
 def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
@@ -335,6 +357,7 @@ def evaluate_run(
     root: Path | None = None,
     settings: PredictSettings | None = None,
     workers: int = 1,
+    scoring: EvaluateSettings | None = None,
 ) -> dict[str, Any]:
     """Score the finished model on the test cases that have labels; returns metrics.json's content.
 
@@ -343,6 +366,7 @@ def evaluate_run(
     """
     experiment = run.experiment
     s = experiment.data
+    scoring = scoring or experiment.evaluate
     root = run.data_root(root)
     dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
     case_ids = [c.case_id for c in dataset.test if c.label and c.case_id in set(run.split.test)]
@@ -355,14 +379,14 @@ def evaluate_run(
             predictor.predict,
             dataset,
             case_ids,
-            experiment.evaluate,
+            scoring,
             lambda done, total, case_id: advance(done, case_id),
             save_to=run.folder / "predictions",
             workers=workers,
         )
     summary = summarize(
         scores,
-        experiment.evaluate,
+        scoring,
         weights=experiment.train.weights,
         protocol="strict",
         seconds=round(time.monotonic() - began, 2),

@@ -30,19 +30,22 @@ class Scan:
 def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     """Files as they are, folders file by file; CASE_0000, CASE_0001 ... are one case's channels.
 
+    Masks that an earlier prediction left beside the scans of a folder are not scans.
+
     Raises:
         UsageError: an input is missing, a folder holds no image, or a channel is missing.
     """
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in inputs:
-        files = image_files(path) if path.is_dir() else [path]
+        files = _scan_files(path) if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path}: no NIfTI, NRRD or MHA image in this folder")
         for file in files:
             if not file.is_file():
                 raise UsageError(f"{file}: no such file")
-            stem = strip_suffix(file)
-            groups.setdefault((file.parent, CHANNEL.sub("", stem)), []).append(file)
+            group = groups.setdefault((file.parent, _case_name(file, channels)), [])
+            if file not in group:
+                group.append(file)
     scans = [Scan(name, tuple(sorted(files))) for (_, name), files in groups.items()]
     for scan in scans:
         if len(scan.files) not in (1, channels):
@@ -51,6 +54,20 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
                 f"model reads {channels}; name them {scan.name}_0000 to {scan.name}_{channels - 1:04d}"
             )
     return scans
+
+
+def _scan_files(folder: Path) -> list[Path]:
+    files = image_files(folder)
+    scans = {strip_suffix(file) for file in files} | {_case_name(file, 10_000) for file in files}
+    outputs = {f"{scan}{ending}" for scan in scans for ending in ("_seg", "_seg_probs")}
+    return [file for file in files if strip_suffix(file) not in outputs]
+
+
+def _case_name(file: Path, channels: int) -> str:
+    """The file's name without a channel number; numbers that no channel has belong to the name."""
+    stem = strip_suffix(file)
+    number = CHANNEL.search(stem)
+    return stem[: number.start()] if number and int(number[1]) < channels else stem
 
 
 def mask_path(scan: Scan, output: Path | None, several: bool) -> Path:
@@ -62,6 +79,10 @@ def mask_path(scan: Scan, output: Path | None, several: bool) -> Path:
             raise UsageError(f"{output}: one file for several scans; give a folder with -o")
         return output
     return output / f"{scan.name}.nii.gz"
+
+
+def _probs_path(mask: Path) -> Path:
+    return mask.with_name(f"{strip_suffix(mask)}_probs.nii.gz")
 
 
 def predict_scans(
@@ -83,7 +104,8 @@ def predict_scans(
     """
     scans = find_scans(inputs, len(predictor.description["channel_names"]))
     targets = [mask_path(scan, output, len(scans) > 1) for scan in scans]
-    taken = [target for target in targets if target.exists()]
+    written_too = [_probs_path(target) for target in targets] if probabilities else []
+    taken = [path for path in (*targets, *written_too) if path.exists()]
     if taken and not overwrite:
         raise UsageError(
             f"{taken[0]}: exists already"
@@ -102,7 +124,7 @@ def predict_scans(
             target.parent.mkdir(parents=True, exist_ok=True)
             if probabilities:
                 probs = predictor.probabilities(image)
-                written.append(target.with_name(f"{strip_suffix(target)}_probs.nii.gz"))
+                written.append(_probs_path(target))
                 write(probs, written[-1])
                 mask = probs.array.argmax(0)
             else:

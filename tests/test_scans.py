@@ -1,0 +1,207 @@
+"""Files in, files out, with a predictor that thresholds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vclipseg.console import Console
+from vclipseg.data.volume import Volume, read_image, read_labels, write
+from vclipseg.errors import DataError, UsageError
+from vclipseg.scans import find_scans, mask_path, predict_scans
+
+AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3, -20], [0, 1, 0, 5], [0, 0, 0, 1]])
+
+
+class Threshold:
+    """What `predict_scans` knows of a predictor."""
+
+    def __init__(self, channels=1, label_values=(0, 1)):
+        self.description = {"channel_names": [f"MR{c}" for c in range(channels)]}
+        self.label_values = label_values
+        self.seen = []
+
+    def predict(self, volume):
+        self.seen.append(volume.array.shape)
+        return Volume((volume.array[0] > 0).astype(np.uint8), volume.affine)
+
+    def probabilities(self, volume):
+        mask = self.predict(volume).array.astype(np.float32)
+        return Volume(np.stack([1 - mask, mask]), volume.affine)
+
+
+def save(path, seed=0, channels=1):
+    array = np.random.default_rng(seed).normal(size=(channels, 6, 5, 4)).astype(np.float32)
+    write(Volume(array, AFFINE), path)
+    return path
+
+
+def predict(predictor, inputs, output=None, **options):
+    return predict_scans(predictor, inputs, output, Console(quiet=True), **options)
+
+
+def names(scans):
+    return {scan.name: [file.name for file in scan.files] for scan in scans}
+
+
+# Which files are one scan
+
+
+def touch(folder, *files):
+    for file in files:
+        (folder / file).touch()
+    return [folder / file for file in files]
+
+
+def test_a_folder_gives_a_scan_a_file(tmp_path):
+    touch(tmp_path, "b.nii.gz", "a.nrrd", "notes.txt", "._a.nrrd", "c.mha")
+    assert names(find_scans([tmp_path], 1)) == {
+        "a": ["a.nrrd"],
+        "b": ["b.nii.gz"],
+        "c": ["c.mha"],
+    }
+
+
+def test_channel_files_are_one_scan(tmp_path):
+    files = touch(tmp_path, "a_0001.nii.gz", "a_0000.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz")
+    expected = {"a": ["a_0000.nii.gz", "a_0001.nii.gz"], "b": ["b_0000.nii.gz", "b_0001.nii.gz"]}
+    assert names(find_scans([tmp_path], 2)) == expected
+    assert names(find_scans(files, 2)) == expected
+
+
+def test_numbers_of_patients_are_not_channels(tmp_path):
+    touch(tmp_path, "patient_0001.nii.gz", "patient_0002.nii.gz", "other_0000.nii.gz")
+    assert names(find_scans([tmp_path], 1)) == {
+        "other": ["other_0000.nii.gz"],
+        "patient_0001": ["patient_0001.nii.gz"],
+        "patient_0002": ["patient_0002.nii.gz"],
+    }
+
+
+def test_a_file_with_all_channels_is_a_scan(tmp_path):
+    files = touch(tmp_path, "a.nii.gz")
+    assert names(find_scans(files, 3)) == {"a": ["a.nii.gz"]}
+
+
+def test_files_given_twice_are_taken_once(tmp_path):
+    file = touch(tmp_path, "a.nii.gz")[0]
+    assert names(find_scans([file, tmp_path, file], 1)) == {"a": ["a.nii.gz"]}
+
+
+def test_a_missing_channel(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_0002.nii.gz")
+    with pytest.raises(UsageError, match=r"2 channel files.*reads 3; name them a_0000 to a_0002"):
+        find_scans([tmp_path], 3)
+
+
+def test_no_scan(tmp_path):
+    with pytest.raises(UsageError, match="no NIfTI, NRRD or MHA image"):
+        find_scans([tmp_path], 1)
+    with pytest.raises(UsageError, match=r"x\.nii\.gz: no such file"):
+        find_scans([tmp_path / "x.nii.gz"], 1)
+
+
+# Where masks go
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (None, "in/a_seg.nii.gz"),
+        ("out", "out/a.nii.gz"),
+        ("mask.nrrd", "mask.nrrd"),
+        ("mask.nii.gz", "mask.nii.gz"),
+    ],
+)
+def test_mask_path(tmp_path, output, expected):
+    scan = find_scans([save(tmp_path / "in" / "a_0000.nii.gz")], 1)[0]
+    assert mask_path(scan, output and tmp_path / output, several=False) == tmp_path / expected
+
+
+def test_one_file_for_several_scans(tmp_path):
+    scans = [save(tmp_path / "a.nii.gz"), save(tmp_path / "b.nii.gz")]
+    with pytest.raises(UsageError, match="one file for several scans"):
+        predict(Threshold(), scans, tmp_path / "mask.nii.gz")
+
+
+def test_two_scans_of_one_name(tmp_path):
+    scans = [save(tmp_path / d / "a.nii.gz") for d in ("x", "y")]
+    with pytest.raises(UsageError, match="two scans of the same name"):
+        predict(Threshold(), scans, tmp_path / "out")
+    assert predict(Threshold(), scans) == [tmp_path / d / "a_seg.nii.gz" for d in ("x", "y")]
+
+
+# Predicting
+
+
+def test_masks_lie_on_their_scans(tmp_path):
+    scan = save(tmp_path / "a.nii.gz")
+    (written,) = predict(Threshold(), [scan], tmp_path / "out")
+    image, mask = read_image(scan), read_labels(written)
+    assert np.array_equal(mask.array, image.array[0] > 0)
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 205), (0, 500)])
+def test_masks_hold_the_data_sets_own_values(tmp_path, values):
+    (written,) = predict(Threshold(label_values=values), [save(tmp_path / "a.nii.gz")])
+    assert set(np.unique(read_labels(written).array)) == set(values)
+
+
+def test_channels_are_read_together(tmp_path):
+    for c in range(2):
+        save(tmp_path / f"a_000{c}.nii.gz", seed=c)
+    predictor = Threshold(channels=2)
+    assert predict(predictor, [tmp_path]) == [tmp_path / "a_seg.nii.gz"]
+    assert predictor.seen == [(2, 6, 5, 4)]
+
+
+def test_probabilities_beside_the_mask(tmp_path):
+    scan = save(tmp_path / "a.nii.gz")
+    files = predict(Threshold(), [scan], tmp_path / "m.nii.gz", probabilities=True)
+    assert [file.name for file in files] == ["m_probs.nii.gz", "m.nii.gz"]
+    probs, mask = read_image(files[0]), read_labels(files[1])
+    assert probs.array.shape == (2, 6, 5, 4)
+    assert np.array_equal(probs.array.argmax(0), mask.array)
+
+
+def test_nothing_is_overwritten(tmp_path):
+    scan = save(tmp_path / "a.nii.gz")
+    (written,) = predict(Threshold(), [scan])
+    written.write_bytes(b"mine")
+    other = save(tmp_path / "b.nii.gz")
+    predictor = Threshold()
+    with pytest.raises(UsageError, match=r"a_seg\.nii\.gz: exists already.*--overwrite"):
+        predict(predictor, [other, scan])
+    assert predictor.seen == []  # not even what would be free
+    assert written.read_bytes() == b"mine"
+    predict(Threshold(), [scan], overwrite=True)
+    assert written.read_bytes() != b"mine"
+
+
+def test_probabilities_are_not_overwritten_either(tmp_path):
+    scan = save(tmp_path / "a.nii.gz")
+    mine = Path(tmp_path / "m_probs.nii.gz")
+    mine.write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"m_probs\.nii\.gz: exists already"):
+        predict(Threshold(), [scan], tmp_path / "m.nii.gz", probabilities=True)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_masks_of_an_earlier_run_are_not_scans(tmp_path):
+    save(tmp_path / "a_0000.nii.gz")
+    save(tmp_path / "b.nii.gz")
+    predict(Threshold(), [tmp_path], probabilities=True)
+    found = names(find_scans([tmp_path], 1))
+    assert found == {"a": ["a_0000.nii.gz"], "b": ["b.nii.gz"]}
+    save(tmp_path / "lonely_seg.nii.gz")  # of no scan here, so somebody's scan
+    assert set(names(find_scans([tmp_path], 1))) == {"a", "b", "lonely_seg"}
+
+
+def test_a_damaged_scan_is_named(tmp_path):
+    broken = tmp_path / "a.nii.gz"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"a\.nii\.gz"):
+        predict(Threshold(), [broken])
