@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
 make_reference = importlib.import_module("make_reference")
 readme = importlib.import_module("readme")
+develop = importlib.import_module("develop")
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 METHOD_FILES = sorted(
@@ -176,9 +177,9 @@ def check_script(words: list[str]) -> None:
     script = (ROOT / words[0]).read_text(encoding="utf-8")
     for option in words:
         assert not option.startswith("--") or f'"{option}"' in script, option
+    load_experiment(None, [word for word in words if re.match(r"[a-z_.]+=", word)])
     for path in words[1:]:
-        if path.startswith("recipes/"):
-            assert (ROOT / path).is_dir(), path
+        assert not path.startswith("recipes/") or (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_every_metric_and_column_is_explained():
     assert all(f"`{metric}`" in metrics for metric in METRICS)
     assert all(f"`{column}`" in run_folder for column in CASE_COLUMNS)
     page = text_of("docs/reference/records.md")
-    for column in (*records.RUN_COLUMNS, *records.RECORD_CASE_COLUMNS):
+    for column in (*records.RUN_COLUMNS, *records.RECORD_CASE_COLUMNS, *develop.COLUMNS):
         assert f"`{column}`" in page or f"`{column}`" in run_folder, column
 
 
