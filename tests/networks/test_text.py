@@ -327,6 +327,8 @@ def test_download_from_the_hub(tiny_clip: Path, tmp_path: Path) -> None:
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",  # this hub is on this machine
+        "TRANSFORMERS_OFFLINE": "0",
     }
     local = text_vectors(TextSettings(model=str(tiny_clip)), NAMES, tmp_path / "local")
     for cache in ("first", "second"):  # the second run is offline: the hub's cache is enough
@@ -335,7 +337,7 @@ def test_download_from_the_hub(tiny_clip: Path, tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert run.stdout.split() == [local.hash, COMMIT], run.stderr

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -60,11 +61,11 @@ def _patient_points(rng: Rng, shape: tuple[int, ...], spacing_mm: Sequence[float
     return points
 
 
-def _smooth(rng: Rng, shape: Sequence[int], knots: Sequence[int] | int) -> np.ndarray:
+def _smooth(rng: Rng, shape: Sequence[int], knots: ArrayLike) -> np.ndarray:
     """A smooth random field (X, Y, Z) of unit spread: Gaussian bumps on a coarse grid of knots."""
-    knots = np.broadcast_to(knots, 3)
-    field = rng.standard_normal(knots)
-    for axis, (n, k) in enumerate(zip(shape, knots, strict=True)):
+    knots_per_axis = np.broadcast_to(knots, 3)
+    field = rng.standard_normal(knots_per_axis)
+    for axis, (n, k) in enumerate(zip(shape, knots_per_axis, strict=True)):
         offsets = np.linspace(0, k - 1, n)[:, None] - np.arange(k)  # (n, k) in knots
         weights = np.exp(-0.5 * (offsets / 0.6) ** 2)
         weights /= np.linalg.norm(weights, axis=1, keepdims=True)  # keeps the variance
@@ -75,11 +76,11 @@ def _smooth(rng: Rng, shape: Sequence[int], knots: Sequence[int] | int) -> np.nd
 # Shapes: signed distances (X, Y, Z) in mm, negative inside
 
 
-def _column(vector: Sequence[float]) -> np.ndarray:
+def _column(vector: ArrayLike) -> np.ndarray:
     return np.asarray(vector, dtype=np.float32).reshape(3, 1, 1, 1)
 
 
-def _ellipsoid(points: np.ndarray, center: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+def _ellipsoid(points: np.ndarray, center: ArrayLike, radii: ArrayLike) -> np.ndarray:
     scaled = (points - _column(center)) / _column(radii)
     length = np.sqrt((scaled**2).sum(0)) + 1e-6
     slope = np.sqrt(((scaled / _column(radii)) ** 2).sum(0)) + 1e-6
@@ -88,10 +89,10 @@ def _ellipsoid(points: np.ndarray, center: Sequence[float], radii: Sequence[floa
 
 def _tube(
     points: np.ndarray,
-    start: Sequence[float],
-    end: Sequence[float],
+    start: ArrayLike,
+    end: ArrayLike,
     radii: tuple[float, float],
-    bend: Sequence[float] = (0, 0, 0),
+    bend: ArrayLike = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """A bent, tapering tube; its distance, and how far along it a point lies, in mm."""
     along = np.subtract(end, start)
@@ -137,15 +138,17 @@ def _left_atrium(rng: Rng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     body = _ellipsoid(points, (0, 0, 0), radii)
     bulge = _ellipsoid(points, rng.normal((-4, 5, -5), 3), rng.uniform(12, 17, 3))
     body = _join(body, bulge, 6)
-    beyond_valve = np.tensordot(np.float32(VALVE_NORMAL), points - _column(VALVE_CENTER), 1)
+    beyond_valve = np.tensordot(
+        np.array(VALVE_NORMAL, np.float32), points - _column(VALVE_CENTER), 1
+    )
     body = -_join(-body, -beyond_valve, 5)  # cut, with a rounded edge
     tip = rng.normal((-36, 20, 9), 4)
     appendage, _ = _tube(points, (-19, 5, 4), tip, (7.5, rng.uniform(3, 5)), rng.normal(0, 4, 3))
     body = _join(body, appendage, 3)
     atrium, blood = body, body
     for name in _vein_names(rng):
-        start, direction = VEINS[name]
-        direction = np.array(direction) + rng.normal(0, 0.15, 3)
+        start, toward = VEINS[name]
+        direction = np.array(toward) + rng.normal(0, 0.15, 3)
         end = np.array(start) + 45 * direction / np.linalg.norm(direction)
         wide = {"left common": 8.5, "right middle": 3.5}.get(name, 6.0) * rng.normal(1, 0.12)
         vein, along_mm = _tube(points, start, end, (wide, 0.6 * wide), rng.normal(0, 4, 3))

@@ -104,10 +104,11 @@ def _from_pretrained(model: str, revision: str | None, *, local: bool) -> tuple[
     import torch
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-    where = {"revision": revision or "main", "local_files_only": local}
-    tower, info = CLIPTextModelWithProjection.from_pretrained(
+    where: dict[str, Any] = {"revision": revision or "main", "local_files_only": local}
+    loaded: Any = CLIPTextModelWithProjection.from_pretrained(
         model, dtype=torch.float32, output_loading_info=True, **where
     )
+    tower, info = loaded
     if info["missing_keys"]:  # transformers would fill them with random numbers
         raise ValueError(f"it is no CLIP text model, {min(info['missing_keys'])} is not in it")
     return AutoTokenizer.from_pretrained(model, **where), tower.eval()

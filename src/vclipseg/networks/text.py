@@ -214,13 +214,14 @@ def _clip_vectors(
     settings: TextSettings, class_names: Sequence[str], cache_dir: Path
 ) -> TextVectors:
     """CLIP's vectors, from the cache if a file there was made in exactly this way."""
+    prompts = settings.prompts(class_names)
     wanted = {
         "source": "clip",
         "model": settings.model,
         "device": clip.DEVICE,
         "dtype": clip.DTYPE,
         "template": settings.template,
-        "prompts": settings.prompts(class_names),
+        "prompts": prompts,
         "class_names": list(class_names),
         "transformers": clip.transformers_version(),
     }
@@ -229,7 +230,7 @@ def _clip_vectors(
     cached = _from_cache(path, wanted, clip.known_revision(settings.model, settings.revision))
     if cached:
         return cached
-    vectors, revision = clip.encode(settings.model, settings.revision, wanted["prompts"])
+    vectors, revision = clip.encode(settings.model, settings.revision, prompts)
     fresh = _sealed(vectors, {**wanted, "revision": revision})
     fresh.save(path)
     return fresh
