@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def _numbers(runs: Sequence[Run]) -> dict[str, Any]:
     """Tables and strip plots."""
     lcc = runs[0].lcc
     names = runs[0].class_names
-    by_class = [(None, results.strips(runs))]
+    by_class: list[tuple[str | None, list[figures.Strip]]] = [(None, results.strips(runs))]
     if len(names) > 1:
         by_class += [(name, results.strips(runs, class_name=name)) for name in names]
     return {
@@ -117,13 +118,15 @@ def _pictures(runs: Sequence[Run], data_root: Path | None, notes: list[str]) -> 
         case = cases.load_case(title, case_id, runs, dataset, notes)
         if case is None:
             continue
-        drawn = [(i, slices.planes(case, i, class_names)) for i in sorted(case.predictions)]
+        drawn: list[tuple[int | None, list[slices.Panel]]] = [
+            (i, slices.planes(case, i, class_names)) for i in sorted(case.predictions)
+        ]
         drawn = drawn or [(None, slices.planes(case, 0, class_names))]
         scores = _scores(runs, case_id)
         titles = [_title(run, values["dice"]) for run, values in zip(runs, scores, strict=True)]
         shown.append({"case": case, "scores": scores, "rows": drawn})
         why = f"{case_id}: no surfaces"
-        scene = cases.attempt(notes, why, lambda c=case, t=titles: surface.make_scene(c, t, budget))
+        scene = cases.attempt(notes, why, partial(surface.make_scene, case, titles, budget))
         if scene and any(panel.meshes for panel in scene.panels):
             scenes.append(scene)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,7 +69,7 @@ def load_case(
     """What can be read of one case; None when there is nothing of it to outline."""
     found: dict[str | int, Volume] = {}
     for key, what, read in _sources(case_id, runs, dataset):
-        volume = attempt(notes, f"{case_id}: no {what}", lambda r=read: reorient(r(), "RAS"))
+        volume = attempt(notes, f"{case_id}: no {what}", partial(_turned, read))
         if volume is None:
             continue
         grid = next(iter(found.values()), volume)
@@ -101,7 +102,11 @@ def _sources(
         yield "reference", "reference", lambda: dataset.labels(dataset.case(case_id))
     for index, run in enumerate(runs):
         path = run.prediction(case_id)
-        yield index, f"prediction of {run.name}", lambda path=path: read_labels(path)
+        yield index, f"prediction of {run.name}", partial(read_labels, path)
+
+
+def _turned(read: Callable[[], Volume]) -> Volume:
+    return reorient(read(), "RAS")
 
 
 def attempt(notes: list[str], why: str, read: Callable[[], T]) -> T | None:

@@ -81,16 +81,16 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 
 def line_chart(title: str, lines: Sequence[Line]) -> Markup:
     """Curves over steps; a long one is drawn as means over equal pieces, spread shaded behind."""
-    pieces = [(line, *_pieces(line.x, line.y)) for line in lines]
-    x_axis = _Axis([x for _, x, _, _, _ in pieces], LEFT, WIDTH - RIGHT)
-    y_axis = _Axis([mean for _, _, mean, _, _ in pieces], HEIGHT - BOTTOM, TOP, pad=0.06)
+    pieces = [(line, _pieces(line.x, line.y)) for line in lines]
+    x_axis = _Axis([x for _, (x, _, _, _) in pieces], LEFT, WIDTH - RIGHT)
+    y_axis = _Axis([mean for _, (_, mean, _, _) in pieces], HEIGHT - BOTTOM, TOP, pad=0.06)
     parts = [_grid(x_axis, y_axis)]
-    for line, x, _, low, high in pieces:
+    for line, (x, _, low, high) in pieces:
         if line.dash == 0:
             band = [*zip(x, high, strict=True), *reversed(list(zip(x, low, strict=True)))]
             inside = [(x_axis(a), y_axis(y_axis.clip(b))) for a, b in band if math.isfinite(b)]
             parts.append(_polygon(inside, f"band run{line.run % 8}"))
-    for line, x, mean, _, _ in pieces:
+    for line, (x, mean, _, _) in pieces:
         style = f"line run{line.run % 8} dash{line.dash % 5}"
         path = _path([(x_axis(a), y_axis(b)) for a, b in zip(x, mean, strict=True)])
         parts.append(
@@ -98,7 +98,7 @@ def line_chart(title: str, lines: Sequence[Line]) -> Markup:
                 style, path, f"{line.label}: {mean[_last(mean)]:.4g} at the end"
             )
         )
-    ends = "; ".join(f"{line.label} ends at {y[_last(y)]:.4g}" for line, _, y, _, _ in pieces)
+    ends = "; ".join(f"{line.label} ends at {y[_last(y)]:.4g}" for line, (_, y, _, _) in pieces)
     return _svg(parts, f"{title}: {ends}", WIDTH, HEIGHT)
 
 

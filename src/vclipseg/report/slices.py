@@ -146,7 +146,7 @@ def _outline(padded: np.ndarray, mm: tuple[float, float]) -> str:
 def _marks(edges: str, width: float, height: float) -> Markup:
     """Which side is which, and how long a round number of millimetres is."""
     size = 0.055 * max(width, height)
-    left, right, top, bottom = edges
+    left, right, top, bottom = tuple(edges)
     text = Markup('<text class="edge" style="font-size:{:.2f}px" x="{:.2f}" y="{:.2f}">{}</text>')
     middle = (height + size) / 2
     places = [
