@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy import LATE, NAMES, RECIPES, batch_for, build, fast, fit, foreground_dice
+from toy import LATE, NAMES, RECIPES, batch_for, build, fast, fit, foreground_dice, make_batch
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.errors import UsageError
 from vclipseg.losses import IGNORE
@@ -65,6 +65,25 @@ def test_each_term_teaches_the_trained_weights(name, preset_name):
     batch = replace(batch, labels=mask[: batch.num_labeled])
     for term, (_, value) in method.loss(batch, LATE).items():
         assert gradient(value, method).abs().sum() > 0, term
+
+
+@each_recipe
+def test_number_of_patches_is_the_budget_of_every_step(name, preset_name):
+    method = build(name, preset_name, steps=100)
+    for step in range(101):
+        labeled, unlabeled = method.patches_at(step)
+        assert labeled > 0
+        assert labeled + unlabeled == sum(method.patches) == 4
+    assert method.patches_at(100) == method.patches
+
+
+@each_recipe
+def test_labeled_patches_alone_are_a_batch(name, preset_name):
+    method = build(name, preset_name)
+    loss = method.loss(make_batch(patches=(4, 0)), 0)
+    assert all(torch.isfinite(term.value) for term in loss.values()), dict(loss)
+    assert torch.isfinite(gradient(loss.total, method)).all()
+    assert gradient(loss.total, method).any()
 
 
 @each_recipe
@@ -316,7 +335,7 @@ def test_learns_balls(name, preset_name):
     steps = 80
     method = build(name, preset_name, steps=steps)
     settings = fast(steps=steps, lr=0.01, **presets(name)[preset_name]["train"])
-    state = fit(method, settings, lambda step: batch_for(method, seed=step, size=32))
+    state = fit(method, settings, lambda step: batch_for(method, step, 32, step))
     method.load_state_dict(state.weights())
     test = batch_for(method, seed=10_000, size=32)
     with torch.no_grad():

@@ -307,7 +307,7 @@ def logged(folder, settings, stop=None):
                 raise KeyboardInterrupt
 
         def batch_at(step):
-            return batch_for(method, step)
+            return batch_for(method, step, step=step)
 
         try:
             train(state, batch_at, settings, make_fabric(settings), on_step)

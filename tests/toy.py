@@ -74,9 +74,11 @@ def make_batch(
     return Batch(images.contiguous(), labels, generator=torch.Generator().manual_seed(seed))
 
 
-def batch_for(method: Method, seed: int = 0, size: int | Sequence[int] = 16, **kind: Any) -> Batch:
-    """A batch with as many patches as the method asks for."""
-    return make_batch(seed, size, patches=method.patches, **kind)
+def batch_for(
+    method: Method, seed: int = 0, size: int | Sequence[int] = 16, step: int = LATE, **kind: Any
+) -> Batch:
+    """A batch with as many patches as the method asks for at that step."""
+    return make_batch(seed, size, patches=method.patches_at(step), **kind)
 
 
 def fast(**settings: Any) -> TrainSettings:
@@ -94,7 +96,13 @@ def fit(
     """Train on balls, a new batch each step, and give the state back."""
     fabric = make_fabric(settings)
     state = state or start(method, settings, fabric)
-    train(state, batch_at or (lambda step: batch_for(method, step)), settings, fabric, on_step)
+    train(
+        state,
+        batch_at or (lambda step: batch_for(method, step, step=step)),
+        settings,
+        fabric,
+        on_step,
+    )
     return state
 
 

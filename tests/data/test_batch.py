@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -118,6 +118,13 @@ def test_each_case_once_an_epoch(patches):
         epochs = [stream[i : i + len(cases)] for i in range(0, len(stream), len(cases))]
         assert all(sorted(epoch) == sorted(cases) for epoch in epochs[:-1])
         assert not stream or len({tuple(epoch) for epoch in epochs}) > 1  # shuffled anew
+
+
+def test_the_number_of_patches_may_change_on_the_way():
+    sampler = replace(make_sampler(), patches=lambda step: (4, 0) if step < 2 else (2, 2))
+    batches = list(sampler.batches(0, 4))
+    assert [batch.num_labeled for batch in batches] == [4, 4, 2, 2]
+    assert all(len(batch.images) == 4 for batch in batches)
 
 
 def test_image_and_labels_are_turned_and_cut_alike():

@@ -38,6 +38,7 @@ PLAIN = {
     "prototype_pooling": "strided",
     "teacher_decay": 0.0,
     "copy_paste": 0.0,
+    "warmup": 0.0,
     "predict_with": "first",
 }
 """What the authors run, with the paper's word where their code has an evident bug."""
@@ -599,6 +600,30 @@ def test_teacher_changes_pseudo_labels_only():
     a, b = plain.loss(BATCH, STEP), taught.loss(BATCH, STEP)
     assert list(a) == list(b)
     assert {n for n in a if not torch.equal(a[n].value, b[n].value)} == {"dlb"}
+
+
+# The warm-up
+
+
+def test_warmup_is_a_share_of_the_run():
+    method = build("vclipseg", "faithful", steps=200, warmup=0.25)
+    asked = [method.patches_at(step) for step in range(200)]
+    assert asked == [(4, 0)] * 50 + [(2, 2)] * 150
+    assert build("vclipseg", "faithful", steps=200, warmup=0.0).patches_at(0) == (2, 2)
+
+
+def test_warmup_is_supervision_only():
+    """No pseudo-labels are followed; the labels of all patches are used."""
+    method = make(warmup=0.5, copy_paste=0.5, teacher_decay=0.9, dlb_apply_to="unlabeled")
+    batch = make_batch(0, num_classes=NUM_CLASSES, patches=(4, 0))
+    images, known = method.view(batch)
+    assert torch.equal(images, batch.images)
+    assert torch.equal(known, batch.labels)
+    loss = method.loss(batch, 0)
+    found = torch.autograd.grad(
+        loss["dlb"].value, method.network.encoder.parameters(), allow_unused=True
+    )
+    assert not any(g is not None and g.any() for g in found)
 
 
 # Prediction
