@@ -126,6 +126,8 @@ def test_what_spoils_the_numbers_comes_first(new_run: Callable[..., Path], optio
     banner = page.index('class="banner"')
     assert banner < page.index("<h1>")
     assert said in text_of(page[banner : page.index("<h1>")])
+    caption = page[page.index("<caption>") : page.index("</caption>")]
+    assert '<small class="few">run: ' in caption  # and beside the numbers
 
 
 def test_one_run_has_no_comparison(new_run: Callable[..., Path]):
