@@ -1,6 +1,7 @@
 """Score a recipe on the development list, by which settings, presets and defaults are chosen.
 
-    python benchmarks/develop.py recipes/la-1.25mm-4/robust.toml --data FOLDER --set method.warmup=0
+    python benchmarks/develop.py recipes/la-1.25mm-4/robust.toml --data FOLDER \\
+        --set method.warmup=0 --out runs/try
 
 The development list is fixed: the training cases that the recipe leaves unlabeled. Their labels are
 read here, after training, and nowhere else; test cases are not touched. A row with the overrides, the
@@ -21,7 +22,7 @@ from vclipseg.config import load_experiment
 from vclipseg.console import Console
 from vclipseg.data.datasets import Dataset
 from vclipseg.evaluation import evaluate
-from vclipseg.experiment import new_run, train_run, train_seconds
+from vclipseg.experiment import new_run, train_run
 from vclipseg.inference import load
 from vclipseg.scores import case_means, write_rows
 
@@ -53,7 +54,7 @@ def main() -> None:
         "cases": len(values),
         "dice": statistics.mean(values),
         "lowest": min(values),
-        "seconds": train_seconds(run),
+        "seconds": run.train_seconds,
         "device": f"{environment['device']}, {environment['threads']} thread(s)",
         "commit": environment["commit"] or "",
     }

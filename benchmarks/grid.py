@@ -17,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from vclipseg.config import load_experiment
-from vclipseg.data.datasets import open_dataset, split_cases
-from vclipseg.experiment import Run, train_seconds
-from vclipseg.records import record, recorded, run_record, settings_hash
+from vclipseg.config import Experiment, load_experiment
+from vclipseg.data.plan import make_plan
+from vclipseg.experiment import open_split
+from vclipseg.networks.text import text_vectors
+from vclipseg.records import record, recorded, run_record
+from vclipseg.runs import Run, identity
 from vclipseg.scores import read_scores
 from vclipseg.tables import write_table
 
@@ -43,7 +45,7 @@ def main() -> int:
         for seed in arguments.seeds
         for given in arguments.recipes
         for recipe in (sorted(given.glob("*.toml")) if given.is_dir() else [given])
-        if recipe.stem != "common"
+        if not recipe.stem.endswith("common")
     ]
     with ThreadPoolExecutor(arguments.workers) as pool:
         results = list(pool.map(lambda cell: run_cell(*cell, arguments), cells))
@@ -57,9 +59,10 @@ def main() -> int:
 def run_cell(recipe: Path, seed: int, arguments: argparse.Namespace) -> bool:
     """Train and record one cell unless it is recorded; False if it failed."""
     experiment = load_experiment(recipe, [f"train.seed={seed}"])
-    if expected_hash(experiment, arguments.data) in recorded(arguments.grid):
+    wanted = expected_identity(experiment, arguments.data)
+    if wanted in recorded(arguments.grid):
         return True
-    folder = arguments.runs / f"{arguments.grid.name}-{recipe.stem}-s{seed}"
+    folder = arguments.runs / f"{arguments.grid.name}-{recipe.stem}-s{seed}-{wanted[:6]}"
     finished = (folder / "metrics.json").is_file()
     if not finished and not train(recipe, seed, folder, arguments.data):
         return False
@@ -67,11 +70,12 @@ def run_cell(recipe: Path, seed: int, arguments: argparse.Namespace) -> bool:
     return True
 
 
-def expected_hash(experiment, data: Path) -> str:
-    s = experiment.data
-    dataset = open_dataset(data, class_names=s.class_names, label_values=s.label_values)
-    split = split_cases(dataset, labeled=s.labeled, draw=s.draw, transductive=s.transductive)
-    return settings_hash({**experiment.to_json(), "hash": split.hash})
+def expected_identity(experiment: Experiment, data: Path) -> str:
+    """The `settings_hash` that a run of this experiment will have."""
+    dataset, split = open_split(experiment, data)
+    plan = make_plan(dataset, [*split.labeled, *split.unlabeled], experiment.prepare)
+    text = text_vectors(experiment.text, dataset.class_names) if experiment.needs_text else None
+    return identity(experiment, split, plan, text)
 
 
 def train(recipe: Path, seed: int, folder: Path, data: Path) -> bool:
@@ -93,10 +97,10 @@ def train(recipe: Path, seed: int, folder: Path, data: Path) -> bool:
 
 
 def store(run: Run, grid: Path) -> None:
-    d, e = run.description, run.experiment
+    e = run.experiment
     environment = run.environment
     facts = {
-        "settings_hash": d["settings_hash"],
+        "settings_hash": identity(e, run.split, run.plan, run.text),
         "dataset": e.name,
         "method": e.method_name,
         "preset": e.preset,
@@ -108,7 +112,7 @@ def store(run: Run, grid: Path) -> None:
         "filters": e.method.filters,
         "steps": e.train.steps,
         "weights": e.train.weights,
-        "seconds": train_seconds(run),
+        "seconds": run.train_seconds,
         "device": f"{environment['device']}, {environment['threads']} thread(s)",
         "commit": environment["commit"] or "",
     }

@@ -19,7 +19,7 @@ import torch
 
 from vclipseg.data.batch import Batch
 from vclipseg.device import default_device, resolve_precision
-from vclipseg.experiment import commit, cpu_name
+from vclipseg.environment import commit, cpu_name
 from vclipseg.methods import method_class, preset
 from vclipseg.methods.base import Task
 from vclipseg.metrics import score

@@ -69,7 +69,7 @@ def demo(
     reduced: Annotated[
         bool, typer.Option(help="A few cases and steps, to try the machinery.")
     ] = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the trainings.")] = 0,
 ) -> None:
     """The main job end to end on made-up anatomy, in a few minutes on a CPU."""
     from vclipseg.console import Console
@@ -152,28 +152,32 @@ def train(
     """Train, evaluate on the test cases if they have labels, and write the report. Ctrl-C is safe."""
     from vclipseg import commands
     from vclipseg.console import Console
+    from vclipseg.errors import UsageError
 
     console = Console(quiet)
+    options = {
+        "method.name": method,
+        "method.preset": preset,
+        "data.labeled": labeled,
+        "train.seed": seed,
+        "text.source": text,
+        "data.transductive": True if transductive else None,
+    }
+    given = [f"{key}={_toml(value)}" for key, value in options.items() if value is not None]
     if resume:
+        if given or settings or recipe or out or plan:
+            raise UsageError("--resume goes on with the run as it is; it takes only --data")
         run = commands.resume(resume, console, data, workers)
     else:
-        options = {
-            "method.name": method,
-            "method.preset": preset,
-            "data.labeled": labeled,
-            "train.seed": seed,
-            "text.source": text,
-            "data.transductive": True if transductive else None,
-        }
-        given = [f"{key}={_toml(value)}" for key, value in options.items() if value is not None]
-        experiment, root = commands.resolve_train(recipe, data, [*given, *settings])
+        followed = commands.load_plan(plan) if plan else None
+        experiment, root = commands.resolve_train(recipe, data, [*given, *settings], followed)
         run = commands.train_new(
             experiment,
             root,
             out or commands.default_folder(experiment),
             console,
             check=not no_check,
-            plan=plan,
+            plan=followed,
             workers=workers,
             command=sys.argv,
         )

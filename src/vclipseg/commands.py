@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,26 +18,27 @@ from vclipseg.data.datasets import open_dataset
 from vclipseg.data.findings import Findings
 from vclipseg.data.fix import fix_copy
 from vclipseg.data.formats import strip_suffix
-from vclipseg.data.plan import load_plan, make_plan, save_plan
+from vclipseg.data.plan import Plan, load_plan, make_plan, save_plan
 from vclipseg.defaults import own_data_defaults
 from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import evaluate_folder, summarize, write_scores
-from vclipseg.experiment import Run, evaluate_run, new_run, prepare_data, train_run
+from vclipseg.experiment import evaluate_run, new_run, prepare_data, train_run
 from vclipseg.inference import Predictor, load
 from vclipseg.methods import METHODS, presets
 from vclipseg.networks.text import cosine_matrix, text_vectors
 from vclipseg.report import write_report
+from vclipseg.runs import Run
 from vclipseg.scans import predict_scans
 
 
 def resolve_train(
-    recipe: Path | None, data: Path | None, overrides: Sequence[str]
+    recipe: Path | None, data: Path | None, overrides: Sequence[str], plan: Plan | None = None
 ) -> tuple[Experiment, Path]:
     """What `vclipseg train [RECIPE] --data FOLDER` means: the experiment and the data folder.
 
     Without a recipe, patch, width and length are decided from the data and the machine.
     """
-    if recipe is not None and recipe.is_dir():
+    if recipe is not None and (recipe.is_dir() or recipe.suffix.lower() == ".csv"):
         recipe, data = None, data or recipe
     if data is None:
         raise UsageError("no data: give the folder of the data set with --data FOLDER")
@@ -45,14 +47,15 @@ def resolve_train(
     first = load_experiment(None, overrides)
     names, values = first.data.class_names, first.data.label_values
     dataset = open_dataset(data, class_names=names, label_values=values)
-    plan = make_plan(dataset, dataset.train, first.prepare)
+    plan = plan or make_plan(dataset, dataset.train, first.prepare)
     return load_experiment(None, overrides, own_data_defaults(dataset, plan)), data
 
 
 def default_folder(experiment: Experiment) -> Path:
     """`runs/NAME-METHOD-PRESET-sSEED`."""
     parts = (experiment.name, experiment.method_name, experiment.preset)
-    return Path("runs") / f"{'-'.join(parts)}-s{experiment.train.seed}"
+    name = re.sub(r"[^\w.-]+", "-", "-".join(parts))
+    return Path("runs") / f"{name}-s{experiment.train.seed}"
 
 
 def train_new(
@@ -62,15 +65,14 @@ def train_new(
     console: Console,
     *,
     check: bool = True,
-    plan: Path | None = None,
+    plan: Plan | None = None,
     workers: int = 0,
     command: Sequence[str] = (),
 ) -> Run:
     """Check the data, prepare them, train, evaluate where test labels are, report."""
     if check:
         require_trustworthy(experiment, data, console)
-    given = load_plan(plan) if plan else None
-    run, prepared = new_run(experiment, data, folder, console, command, given, workers)
+    run, prepared = new_run(experiment, data, folder, console, command, plan, workers)
     console.note(describe(run))
     train_run(run, prepared.cases, console)
     return finish(run, console)
@@ -299,7 +301,9 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         if value["low"] is not None:
             interval = f" [{value['low']:.3f}, {value['high']:.3f}]"
         lines.append(f"{label:8} {value['mean'] * scale:.3f}{interval}")
-    lines.append(f"{'failures':8} {summary['failures']} of {summary['num_cases']} cases")
+    lines.append(
+        f"{'failures':8} {summary['failures']} empty predictions in {summary['num_cases']} cases"
+    )
     return lines
 
 

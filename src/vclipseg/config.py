@@ -51,6 +51,7 @@ class Experiment(Settings):
     name: str = "run"
     """Names the run folder and the dataset column of records."""
     preset: str = DEFAULT_PRESET
+    """Filled from method.preset."""
     data: DataSettings = DataSettings()
     prepare: PlanSettings = PlanSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -98,6 +99,8 @@ def build_experiment(
     values: dict[str, Any], defaults: dict[str, Any], source: str = "settings"
 ) -> Experiment:
     """Preset, defaults and values to an `Experiment`."""
+    if "preset" in values:
+        raise UsageError(f"{source}: preset: unknown setting; did you mean method.preset?")
     method = values.get("method", {})
     if not isinstance(method, dict):
         raise UsageError(f"{source}: method: expected method.name = {method!r}")

@@ -13,9 +13,10 @@ from vclipseg.config import Experiment, build_experiment
 from vclipseg.console import Console
 from vclipseg.data.phantom import make_phantom
 from vclipseg.errors import DataError, UsageError
-from vclipseg.experiment import Run, evaluate_run, new_run, train_run
+from vclipseg.experiment import evaluate_run, new_run, train_run
 from vclipseg.inference import load
 from vclipseg.report import write_report
+from vclipseg.runs import Run
 from vclipseg.scans import predict_scans
 
 CASES: dict[str, Any] = {"labeled": 4, "unlabeled": 30, "test": 10}

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from vclipseg.checkpoint import load_model
 from vclipseg.data.preprocess import Plan, prepare_image, restore, restore_mask
 from vclipseg.data.volume import Volume
-from vclipseg.device import autocast, available_memory, default_device
-from vclipseg.errors import OutOfMemory, UsageError
+from vclipseg.device import autocast, available_memory, default_device, is_out_of_memory
+from vclipseg.errors import DataError, OutOfMemory, UsageError
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Method, Task
 from vclipseg.settings import Settings
@@ -42,6 +42,7 @@ class PredictSettings(Settings):
     batch: Annotated[int, Field(gt=0)] = 4
     """Windows run at once."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """As in training."""
 
 
 class Predictor:
@@ -96,12 +97,12 @@ class Predictor:
             try:
                 return self._run(image[None])[0]
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
         try:
             return self._windows(image)
         except (RuntimeError, MemoryError) as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise OutOfMemory(
                     f"not enough memory for a window of {self.window}; "
                     "set predict.window smaller, or predict.batch to 1"
@@ -162,14 +163,23 @@ def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
             )
     weights, description = load_model(path)
     cls = method_class(description["method"]["name"])
+    try:
+        method_settings = cls.Settings.model_validate(description["method"])
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: made by vclipseg {description.get('vclipseg')}, whose settings this version "
+            f"does not know ({error.errors()[0]['loc'][0]}); predict with the version that made it"
+        ) from error
     task = Task(
         in_channels=len(description["channel_names"]),
         class_names=tuple(description["class_names"]),
         total_steps=description["steps"],
         text_vectors=weights.get("text"),
     )
-    method = cls(cls.Settings.model_validate(description["method"]), task)
-    method.load_state_dict(weights)
+    method = cls(method_settings, task)
+    missing, unknown = method.load_state_dict(weights, strict=False)
+    if unknown or any(not name.startswith(cls.training_only) for name in missing):
+        raise DataError(f"{path}: its weights do not fit its description; copy or train it again")
     return Predictor(method, description, settings)
 
 
@@ -193,10 +203,3 @@ def blend_weights(window: tuple[int, ...], blend: str) -> Tensor:
 def batched(items: list, size: int) -> list[list]:
     """`items` in lists of `size`."""
     return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    words = ("out of memory", "not enough memory", "allocate memory")
-    return any(word in str(error).lower() for word in words)

@@ -19,7 +19,7 @@ class RunLog:
 
     Args:
         folder: the run folder.
-        first_step: rows at or after it are dropped: they are of a stretch that a resumed run repeats.
+        first_step: rows after it are dropped: they are of a stretch that a resumed run repeats.
         tensorboard: also write `tensorboard/`.
     """
 

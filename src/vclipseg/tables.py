@@ -41,7 +41,7 @@ HEADING = (
     *("Failures", "Minutes", f"Dice minus {BASELINE} (95% interval)", "p (Holm)", "Dice by seed"),
 )
 LEGEND = """\
-Made from runs.csv and cases.csv by `vclipseg benchmark`; do not edit.
+Made from runs.csv and cases.csv by benchmarks/grid.py; do not edit.
 
 Means are over the test cases, each first averaged over its classes and over the runs; intervals
 are 95% bootstrap intervals over cases of that average, and do not hold the spread between seeds,

@@ -32,15 +32,19 @@ class TrainSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = 1337
     """Of initial weights, patches, augmentation and dropout."""
     steps: Annotated[int, Field(gt=0)] = 15_000
+    """Optimizer steps."""
     patch: Size = (112, 112, 80)
     """Size of a training patch in prepared voxels."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
+    """SGD with momentum, as published, or AdamW."""
     lr: Annotated[float, Field(gt=0)] = 4e-3
+    """Learning rate of the first step."""
     lr_power: Annotated[float, Field(ge=0)] = 0.9
     """The rate falls as (1 - step/steps)^lr_power; 0 keeps it constant."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Of either optimizer."""
     weights: Literal["last", "ema"] = "ema"
     """Which weights are evaluated and shipped: the last, or their running average."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -51,9 +55,11 @@ class TrainSettings(Settings):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; all of the machine's when left out."""
     log_every: Annotated[int, Field(gt=0)] = 10
+    """Steps between rows of log.csv, each their mean."""
     checkpoint_every: Annotated[int, Field(gt=0)] = 100
     """Steps between checkpoints."""
     tensorboard: bool = True
+    """Also write the log for TensorBoard."""
 
 
 class NonFiniteLossError(VclipsegError):

@@ -20,12 +20,12 @@ from scipy.spatial.transform import Rotation
 ROTATION_DEG = 10.0  # standard deviation about each axis
 SHIFT_MM = 3.0
 SCALE = (0.92, 1.12)
-WARP_MM = 3.5
-VEIN_CUT_MM = (8.0, 22.0)
+WARP_MM = 3.0
+VEIN_CUT_MM = (10.0, 18.0)
 WALL_MM = (1.0, 2.2)
 WALL_CONTRAST = (0.35, 0.8)  # brightness of the wall between soft tissue (0) and blood (1)
-SOFT_TISSUE = (0.2, 0.55)  # brightness, where blood is 1
-BLOOD_SPREAD = 0.1  # standard deviation of the other chambers' and vessels' brightness
+SOFT_TISSUE = (0.2, 0.5)  # brightness, where blood is 1
+BLOOD_SPREAD = 0.07  # standard deviation of the other chambers' and vessels' brightness
 GAMMA = (0.75, 1.35)
 BIAS = 0.2
 TEXTURE = 0.09

@@ -74,6 +74,9 @@ class Method(nn.Module, ABC):
     patches: ClassVar[tuple[int, int]] = (2, 2)
     """Labeled and unlabeled patches of a step; their sum is every method's budget."""
 
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Starts of the names of weights that prediction does not need; a model is shipped without."""
+
     def patches_at(self, step: int) -> tuple[int, int]:
         """`patches` of this step, for methods that change them on the way."""
         return self.patches

@@ -26,7 +26,9 @@ class SupervisedSettings(MethodSettings):
     dice: DiceForm = "linear"
     """Form of the Dice loss."""
     dice_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight w_d of the Dice loss."""
     ce_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight w_c of the cross-entropy."""
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

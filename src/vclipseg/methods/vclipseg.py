@@ -14,7 +14,7 @@ unlabeled patches exchange a box (copy-paste), so that each decoder sees both in
 from __future__ import annotations
 
 from itertools import permutations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,17 +53,23 @@ class VCLIPSegSettings(MethodSettings):
     dlb: bool = True
     """Dynamic labeling; without it the decoders teach each other as in MC-Net."""
     supervised_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight w_s of the supervised Dice losses."""
     supervised_ce_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of cross-entropy beside the supervised Dice loss; the paper has none."""
     unlabeled_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight w_u of the unlabeled term once it is ramped up."""
     rampup_steps: Annotated[int, Field(ge=0)] = 6_000
     """Steps until the unlabeled term has its full weight."""
     alignment_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight w_r of the vision-text term."""
     alignment_rampup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps until the vision-text term has its full weight; 0: from the start, as published."""
     dice: DiceForm = "linear"
+    """Form of every Dice loss."""
     pseudo_labels: Literal["hard", "soft"] = "hard"
     """The paper writes soft mixtures, the authors' code takes their argmax."""
     dlb_weighting: Literal["dynamic", "equal", "voxel_entropy"] = "dynamic"
+    """How decoders count in a pseudo-label: by their Dice loss, alike, or voxel by voxel."""
     dlb_apply_to: Literal["all", "unlabeled"] = "all"
     """Patches that pseudo-labels supervise; the authors' code takes the labeled ones too."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -77,6 +83,7 @@ class VCLIPSegSettings(MethodSettings):
     prototype_grid: Literal[4, 8, 16] = 16
     """Every how many voxels a label takes part in a prototype."""
     prototype_pooling: Literal["strided", "majority"] = "strided"
+    """Label of a grid cell: that of its first voxel, as published, or of more than half of it."""
     teacher_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share that an averaged teacher keeps each step; 0: the network labels for itself."""
     copy_paste: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -91,6 +98,7 @@ class VCLIPSeg(Method):
     """VCLIPSeg and, without prompts and alignment, MC-Net with dynamic labeling."""
 
     Settings = VCLIPSegSettings
+    training_only: ClassVar[tuple[str, ...]] = ("teacher.", "network.projections.")
     text: Tensor  # (K, E)
 
     def __init__(self, settings: VCLIPSegSettings, task: Task) -> None:

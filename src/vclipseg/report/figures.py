@@ -92,12 +92,13 @@ def line_chart(title: str, lines: Sequence[Line]) -> Markup:
             parts.append(_polygon(inside, f"band run{line.run % 8}"))
     for line, (x, mean, _, _) in pieces:
         style = f"line run{line.run % 8} dash{line.dash % 5}"
-        path = _path([(x_axis(a), y_axis(b)) for a, b in zip(x, mean, strict=True)])
-        parts.append(
-            Markup('<path class="{}" d="{}"><title>{}</title></path>').format(
-                style, path, f"{line.label}: {mean[_last(mean)]:.4g} at the end"
-            )
-        )
+        points = [(x_axis(a), y_axis(b)) for a, b in zip(x, mean, strict=True)]
+        told = f"{line.label}: {mean[_last(mean)]:.4g} at the end"
+        shape = Markup('<path class="{}" d="{}"><title>{}</title></path>')
+        parts.append(shape.format(style, _path(points), told))
+        if len(points) == 1:  # a line of one point cannot be seen
+            dot = Markup('<circle class="point run{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+            parts.append(dot.format(line.run % 8, *points[0]))
     ends = "; ".join(f"{line.label} ends at {y[_last(y)]:.4g}" for line, (_, y, _, _) in pieces)
     return _svg(parts, f"{title}: {ends}", WIDTH, HEIGHT)
 

@@ -164,10 +164,11 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Runs, with names that tell them apart: their own, with the method, or their folders."""
+    """Runs, with names that tell them apart: their own, their methods, both, or their folders."""
     runs = [read_run(folder) for folder in folders]
     choices = (
         [run.name for run in runs],
+        [run.method for run in runs],
         [f"{run.name} · {run.method}" for run in runs],
         [run.folder.resolve().name for run in runs],
         [str(run.folder) for run in runs],
