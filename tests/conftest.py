@@ -10,8 +10,11 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; subprocesses inherit it
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is promised bit for bit is promised on the CPU
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 import torch
+
+from vclipseg.data.phantom import make_phantom
 
 torch.set_num_threads(1)
 
@@ -22,5 +25,11 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VCLIPSEG_HOME", str(home))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         yield home
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up atria, small: 2 labeled, 2 unlabeled and 2 test cases. Not to be changed."""
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    return make_phantom(root, labeled=2, unlabeled=2, test=2, shape=(24, 24, 18), spacing=4.0)

@@ -18,6 +18,22 @@ LATE = 10**6  # a step after every ramp
 RECIPES = [(name, preset) for name in METHODS for preset in presets(name)]
 
 
+TINY = (
+    "train.steps=4",
+    "train.patch=[16, 16, 16]",
+    "train.precision=fp32",
+    "train.threads=1",
+    "train.tensorboard=false",
+    "train.log_every=2",
+    "train.checkpoint_every=3",
+    "method.filters=2",
+    "text.source=orthogonal",
+    "text.dim=8",
+    "predict.precision=fp32",
+)
+"""Overrides that make a run of a second."""
+
+
 def text_vectors(num_classes: int = 2, dim: int = 8) -> Tensor:
     """Orthogonal vectors (K, E)."""
     return 3 * torch.eye(num_classes, dim)

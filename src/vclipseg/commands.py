@@ -22,7 +22,7 @@ from vclipseg.data.plan import Plan, load_plan, make_plan, save_plan
 from vclipseg.defaults import own_data_defaults
 from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import evaluate_folder, summarize, write_scores
-from vclipseg.experiment import evaluate_run, new_run, prepare_data, train_run
+from vclipseg.experiment import evaluate_run, new_run, open_split, prepare_data, train_run
 from vclipseg.inference import Predictor, load
 from vclipseg.methods import METHODS, presets
 from vclipseg.networks.text import cosine_matrix, text_vectors
@@ -82,12 +82,13 @@ def resume(folder: Path, console: Console, data: Path | None = None, workers: in
     """Go on with a run that was stopped."""
     run = Run.open(folder)
     root = run.data_root(data)
-    prepared = prepare_data(run.experiment, root, console, run.plan, workers)
-    if prepared.split.hash != run.split.hash:
+    _, split = open_split(run.experiment, root)
+    if split.hash != run.split.hash:
         raise DataError(
             f"{root}: the data are not those that {folder} was started with (hash "
-            f"{prepared.split.hash[:19]}..., was {run.split.hash[:19]}...); start a new run"
+            f"{split.hash[:19]}..., was {run.split.hash[:19]}...); start a new run"
         )
+    prepared = prepare_data(run.experiment, root, console, run.plan, workers)
     train_run(run, prepared.cases, console)
     return finish(run, console, data)
 

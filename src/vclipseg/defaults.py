@@ -33,9 +33,11 @@ def own_data_defaults(dataset: Dataset, plan: Plan) -> dict[str, Any]:
 def choose_patch(shape: np.ndarray, voxels: int) -> tuple[int, int, int]:
     """A patch of about `voxels` at most, sides multiples of 16, in the proportions of the image."""
     sides = np.ceil(shape / 16) * 16
-    if sides.prod() > voxels:
-        sides = np.floor(sides * (voxels / sides.prod()) ** (1 / 3) / 16) * 16
-    x, y, z = (max(16, int(side)) for side in sides)
+    while sides.prod() > voxels:  # again where a thin side could not shrink
+        free = sides > 16
+        shrink = (voxels / sides.prod()) ** (1 / free.sum())
+        sides[free] = np.maximum(16, np.floor(sides[free] * shrink / 16) * 16)
+    x, y, z = (int(side) for side in sides)
     return x, y, z
 
 

@@ -96,9 +96,9 @@ class Run:
         write_json(folder / "splits.json", data.split.to_json())
         train = experiment.train
         write_json(folder / "environment.json", environment(train.precision, train.threads))
-        write_json(folder / "experiment.json", description)
         if text:
             text.save(folder / "text.safetensors")
+        write_json(folder / "experiment.json", description)  # last: now it is a run
         return cls(folder, description)
 
     @classmethod
