@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vclipseg.networks.vnet import (
+    Conv3d,
     ConvBlock,
     Decoder,
     Encoder,
@@ -138,3 +139,25 @@ def test_padded_slices_are_predicted_as_if_the_border_went_on():
     images = torch.randn(1, 1, 16, 16, 6)
     longer = F.pad(images, (5, 5, 0, 0, 0, 0), mode="replicate")
     torch.testing.assert_close(network(images), network(longer)[..., 5:11])
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [((2, 3, 2), torch.float32), ((3, 4, 4), torch.bfloat16)]
+)
+def test_tiny_maps_are_computed_in_float32(size, dtype):
+    """There oneDNN's bfloat16 weight gradient reads memory that nothing was written to."""
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Conv3d(4, 4, 3, padding=1)(torch.randn(2, 4, *size)).dtype == dtype
+
+
+def test_the_gradient_of_tiny_maps_repeats():
+    torch.manual_seed(0)
+    convolution, x = Conv3d(32, 32, 3, padding=1), torch.randn(2, 32, 2, 3, 2)
+    gradients = []
+    for _ in range(10):
+        del_me = [torch.full((size,), float("nan")) for size in (10_000, 100_000)]
+        del del_me  # freed memory that holds NaN
+        with torch.autocast("cpu", torch.bfloat16):
+            value = convolution(x).square().sum()
+        gradients.append(torch.autograd.grad(value, convolution.weight)[0])
+    assert all(torch.equal(gradients[0], gradient) for gradient in gradients)
