@@ -124,6 +124,9 @@ def test_version(run_cli):
             "99 labeled cases",
         ),
         (["train", "--resume", "DATA"], "not a run folder"),
+        (["train", "--resume", "DATA", "--labeled", "2"], "it takes only --data"),
+        (["train", "--resume", "DATA", "--set", "train.steps=9"], "it takes only --data"),
+        (["train", "DATA", "--plan", "plan.json"], "plan.json"),
         (["predict", "DATA", "scan.nii.gz"], "no finished model"),
         (["predict", "model.safetensors", "scan.nii.gz"], "no such model"),
         (["evaluate", "DATA"], "not a run folder"),
@@ -413,7 +416,7 @@ def long_run(tiny_data, tmp_path):
         process.stderr.close()
 
 
-LONG = [*SET, "--set", "train.steps=150", "--set", "train.checkpoint_every=4"]
+LONG = [*SET, "--set", "train.steps=80", "--set", "train.checkpoint_every=4"]
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +455,7 @@ def test_a_run_goes_on_after(number, exit_code, long_run, unbroken, run_cli):
     _, err = process.communicate(timeout=300)
     assert process.returncode == exit_code, err
     assert not (folder / "checkpoints" / "model.safetensors").exists()
-    assert load_state(folder / "checkpoints" / "last.pt")["step"] < 150
+    assert load_state(folder / "checkpoints" / "last.pt")["step"] < 80
     if number != signal.SIGKILL:
         assert f"vclipseg train --resume {folder}" in err
         assert "Traceback" not in err

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,15 +20,15 @@ from vclipseg.config import load_experiment
 from vclipseg.console import Console
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.volume import read_labels, write
-from vclipseg.errors import DataError, Stopped, UsageError
+from vclipseg.errors import DataError, OutOfMemory, Stopped, UsageError
 from vclipseg.experiment import evaluate_run, held_in_memory, new_run, stop_signals, train_run
 from vclipseg.inference import load
 from vclipseg.methods import METHODS
+from vclipseg.networks.text import TextVectors
 from vclipseg.runlog import read_log
-from vclipseg.runs import Run
+from vclipseg.runs import Run, identity
 
 QUIET = Console(quiet=True)
-each_method = pytest.mark.parametrize("name", list(METHODS))
 
 
 def settings(name="vclipseg", *overrides):
@@ -149,6 +150,27 @@ def test_a_run_opens_as_it_was(finished):
 def test_other_settings_of_evaluation(copied):
     scoring = copied.experiment.evaluate.model_copy(update={"nsd_tolerance_mm": 9.0})
     assert evaluate_run(copied, QUIET, scoring=scoring)["nsd_tolerance_mm"] == 9.0
+
+
+def test_identity_is_of_all_that_decides_a_result(finished):
+    def named(*overrides, name="vclipseg", text=finished.text):
+        return identity(settings(name, *overrides), finished.split, finished.plan, text)
+
+    assert named() == finished.description["settings_hash"]
+    assert len(named()) == 12
+    assert named("train.threads=2", "train.log_every=7", "train.checkpoint_every=1") == named()
+    other_text = TextVectors(finished.text.vectors + 1, finished.text.origin)
+    other_split = replace(finished.split, hash="sha256:other")
+    other_plan = finished.plan.model_copy(update={"spacing": (1.0, 1.0, 1.0)})
+    others = {
+        named("train.seed=1"),
+        named("predict.blend=uniform"),
+        named(name="supervised", text=None),
+        named(text=other_text),
+        identity(settings(), other_split, finished.plan, finished.text),
+        identity(settings(), finished.split, other_plan, finished.text),
+    }
+    assert len(others | {named()}) == 7
 
 
 # What is refused
@@ -289,9 +311,9 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-@each_method
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+    ("name", "number", "exit_code"),
+    [("supervised", signal.SIGINT, 130), *((name, signal.SIGTERM, 75) for name in METHODS)],
 )
 def test_a_stopped_run_goes_on_to_the_same_end(
     tiny_data, tmp_path, stop_at, monkeypatch, name, number, exit_code
@@ -349,6 +371,28 @@ def test_signals_are_given_back(monkeypatch):
 
 
 # Memory
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_a_step_that_does_not_fit_says_what_to_shrink(tiny_data, tmp_path, monkeypatch, error):
+    def train(*args):
+        raise error
+
+    monkeypatch.setattr(experiment, "train", train)
+    with pytest.raises(
+        OutOfMemory, match=r"\(16, 16, 16\) with 2 filters; set train\.patch"
+    ) as raised:
+        train_tiny(tiny_data, tmp_path / "run", "supervised")
+    assert raised.value.exit_code == 5
+
+
+def test_other_errors_of_a_step_stay_what_they_are(tiny_data, tmp_path, monkeypatch):
+    def train(*args):
+        raise RuntimeError("unsupported memory format option")
+
+    monkeypatch.setattr(experiment, "train", train)
+    with pytest.raises(RuntimeError, match="memory format"):
+        train_tiny(tiny_data, tmp_path / "run", "supervised")
 
 
 def test_cases_are_read_once_while_there_is_room(monkeypatch):

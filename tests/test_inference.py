@@ -15,7 +15,7 @@ import vclipseg
 from data.made import affines
 from toy import build, make_batch
 from vclipseg import inference
-from vclipseg.checkpoint import save_model
+from vclipseg.checkpoint import load_model, save_model
 from vclipseg.data.plan import Plan
 from vclipseg.data.volume import Volume, axes_and_flips, turn_affine
 from vclipseg.errors import DataError, OutOfMemory, UsageError
@@ -379,6 +379,34 @@ def test_load_takes_other_settings(tmp_path):
     assert load(tmp_path / "m.safetensors").settings.mode == "whole"
     other = load(tmp_path / "m.safetensors", PredictSettings(mode="window", window=(4, 4, 4)))
     assert (other.settings.mode, other.window) == ("window", (4, 4, 4))
+
+
+def test_a_model_without_what_only_training_needs(tmp_path):
+    """The teacher and the projections; a decoder that is missing is another matter."""
+    method = save(tmp_path / "m.safetensors", teacher_decay=0.9)
+    weights, description = load_model(tmp_path / "m.safetensors")
+    kept = {k: v for k, v in weights.items() if not k.startswith(method.training_only)}
+    assert len(kept) < len(weights) / 2
+    save_model(tmp_path / "small.safetensors", kept, description)
+    x = image((16, 16, 16), 2)
+    expected = load(tmp_path / "m.safetensors").prepared(x)
+    assert torch.equal(load(tmp_path / "small.safetensors").prepared(x), expected)
+    for broken in (
+        {k: v for k, v in kept.items() if "decoders.0.head" not in k},
+        {**kept, "stranger": torch.zeros(1)},
+    ):
+        save_model(tmp_path / "broken.safetensors", broken, description)
+        with pytest.raises(DataError, match="weights do not fit"):
+            load(tmp_path / "broken.safetensors")
+
+
+def test_a_model_of_another_version(tmp_path):
+    save(tmp_path / "m.safetensors")
+    weights, description = load_model(tmp_path / "m.safetensors")
+    description["method"]["novelty"] = 1
+    save_model(tmp_path / "m.safetensors", weights, description)
+    with pytest.raises(DataError, match=r"does not know \(novelty\); predict with the version"):
+        load(tmp_path / "m.safetensors")
 
 
 def test_load_without_a_finished_model(tmp_path):
