@@ -32,7 +32,8 @@ def main() -> None:
     from vclipseg.errors import VclipsegError
 
     try:
-        code = app(prog_name="vclipseg", standalone_mode=False)  # what a verb gave typer.Exit, or 130 after Ctrl-C
+        # what a verb gave typer.Exit, or 130 after Ctrl-C
+        code = app(prog_name="vclipseg", standalone_mode=False)
     except VclipsegError as error:
         sys.exit(_fail(str(error), error.exit_code))
     except (KeyboardInterrupt, typer.Abort):
