@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from vclipseg import tables
+from vclipseg.files import write_text
 from vclipseg.records import read_cases, read_runs
-from vclipseg.scores import write_text
 from vclipseg.statistics import Interval, bootstrap_mean_over_seeds
 from vclipseg.tables import Group
 

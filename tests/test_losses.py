@@ -107,6 +107,17 @@ def test_soft_dice_is_the_same_formula_on_soft_targets(form):
     assert float(soft_dice_loss(tensor(probs), tensor(targets), form=form)) == number(expected)
 
 
+@pytest.mark.parametrize("form", ["linear", "squared", "multiclass"])
+def test_soft_dice_is_of_the_kept_voxels(form):
+    _, probs, _ = made(3)
+    _, targets, _ = made(3, seed=1)
+    kept = np.random.default_rng(2).random(SHAPE) < 0.5
+    classes = range(3) if form == "multiclass" else (1, 2)
+    values = [naive_dice(probs[:, c][kept], targets[:, c][kept], form) for c in classes]
+    found = soft_dice_loss(tensor(probs), tensor(targets), tensor(kept.astype(float)), form)
+    assert float(found) == number(np.mean(values))
+
+
 def test_classes_that_only_dropped_voxels_hold_are_absent():
     _, probs, labels = made(3)
     kept = labels != 2

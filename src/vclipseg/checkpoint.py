@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vclipseg.errors import DataError, UsageError
+from vclipseg.files import replacing
 
 VERSION = 1
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write all that a run needs to go on (a `TrainState.state_dict()`)."""
-    _atomic(path, lambda file: torch.save({"version": VERSION, **state}, file))
+    with replacing(path) as unfinished:
+        torch.save({"version": VERSION, **state}, unfinished)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -50,7 +50,8 @@ def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, An
         "version": str(VERSION),
         "description": json.dumps(description),
     }
-    _atomic(path, lambda file: file.write_bytes(save(tensors, metadata)))
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(save(tensors, metadata))
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,14 +75,3 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return weights, json.loads(metadata["description"])
     except (KeyError, ValueError) as error:
         raise DataError(f"{path}: does not say what model it is ({error})") from error
-
-
-def _atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vclipseg.files import write_text
 from vclipseg.methods.base import Loss
 
 
@@ -74,9 +74,7 @@ class RunLog:
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, text.getvalue())
 
     def close(self) -> None:
         """Write what is left."""

@@ -22,12 +22,12 @@ from vclipseg.data.datasets import Dataset, Split
 from vclipseg.data.plan import Plan, save_plan
 from vclipseg.environment import environment
 from vclipseg.errors import DataError, UsageError
+from vclipseg.files import write_text
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Method, Task
 from vclipseg.networks.text import TextVectors
 from vclipseg.records import settings_hash
 from vclipseg.runlog import read_log
-from vclipseg.scores import write_text
 
 VERSION = 1
 NO_EFFECT = {"train": ("threads", "log_every", "checkpoint_every", "tensorboard")}

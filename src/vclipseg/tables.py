@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vclipseg.files import write_text
 from vclipseg.records import RunRecord, read_cases, read_runs
-from vclipseg.scores import CaseScore, case_means, write_text
+from vclipseg.scores import CaseScore, case_means
 from vclipseg.statistics import (
     Comparison,
     Interval,

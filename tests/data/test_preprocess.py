@@ -128,7 +128,8 @@ def test_a_restored_mask_overlays_the_labels_in_the_world(affine, plan):
     labels = (np.square((np.indices(shape) - centre) / 6).sum(axis=0) < 1).astype(np.uint8)
     _, trace = prepare_image(Volume(labels[None].astype(np.float32), affine), plan)
     prepared = prepare_labels(Volume(labels, affine), trace)
-    if prepared.array.sum() < 30:  # coarser than the object
+    extent = np.ptp(np.argwhere(prepared.array), axis=0) + 1 if prepared.array.any() else 0
+    if np.min(extent) < 3:  # the grid is coarser than the object along an axis
         return
     mask = restore_mask(one_hot(prepared.array, 2), trace)
     np.testing.assert_array_equal(mask.affine, affine)

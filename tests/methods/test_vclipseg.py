@@ -592,6 +592,16 @@ def test_the_teacher_sees_unmixed_patches_and_its_rows_match_the_view(copy_paste
             torch.testing.assert_close(guide[row][:, at], own[row % 2][:, at], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("copy_paste", [0.0, 0.5])
+def test_the_teacher_sees_patches_in_their_own_contrast(copy_paste):
+    method = make(teacher_decay=0.9, copy_paste=copy_paste)
+    batch = make_batch(0, num_classes=NUM_CLASSES)
+    changed = replace(batch, images=3 * batch.images, plain_images=batch.images)
+    for expected, guide in zip(method.guides(batch, []), method.guides(changed, []), strict=True):
+        assert torch.equal(guide, expected)
+    assert not torch.equal(method.view(changed)[0], method.view(batch)[0])
+
+
 def test_teacher_changes_pseudo_labels_only():
     plain, taught = make(), make(teacher_decay=0.9)
     with torch.no_grad():

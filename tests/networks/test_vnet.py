@@ -111,6 +111,17 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(network(images), network(images))
 
 
+def test_dropout_is_at_the_bottleneck_and_before_the_last_convolution():
+    network = VNet(1, 2, filters=2, dropout=0.99)
+    seen = {}
+    network.encoder.register_forward_hook(lambda _, args, out: seen.update(deepest=out[-1]))
+    network.decoders[0].head.register_forward_hook(lambda _, args, out: seen.update(last=args[0]))
+    network(torch.randn(2, 1, 32, 32, 32))
+    for features in seen.values():
+        dropped = ~features.flatten(2).any(-1)  # whole maps
+        assert dropped.float().mean() > 0.5
+
+
 def test_no_dropout_without_a_share():
     network, images = VNet(1, 2, filters=2, dropout=0.0), torch.randn(2, 1, 16, 16, 16)
     assert torch.equal(network(images), network(images))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +26,7 @@ from vclipseg.data.datasets import Dataset
 from vclipseg.data.preprocess import Plan, Trace, prepare_image, prepare_labels
 from vclipseg.data.splits import Split, hash_file
 from vclipseg.errors import DataError, VclipsegError
+from vclipseg.files import replacing, write_text
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -193,7 +193,7 @@ def _build(job: _Job) -> str:
         "plan": plan.model_dump(),
         "trace": trace.to_json(),
     }
-    _replace(files.record, lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+    write_text(files.record, json.dumps(record) + "\n")
     return case.case_id
 
 
@@ -210,16 +210,14 @@ def _save(array: np.ndarray, path: Path) -> None:
     chunks = [min(_CHUNK, n) for n in array.shape]
     contiguous: Any = np.ascontiguousarray(array)
 
-    def pack(target: Path) -> None:
+    with replacing(path) as unfinished:
         blosc2.asarray(
             contiguous,
-            urlpath=str(target),
+            urlpath=str(unfinished),
             mode="w",
             chunks=chunks,
             cparams={"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1},
         )
-
-    _replace(path, pack)
 
 
 def _load(path: Path) -> np.ndarray:
@@ -230,13 +228,3 @@ def _load(path: Path) -> np.ndarray:
         raise DataError(
             f"{path}: cannot be read ({error}). Delete it and prepare again."
         ) from error
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the path, then take its place in one step."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

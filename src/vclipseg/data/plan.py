@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -20,6 +19,7 @@ from vclipseg.data.volume import (
     turn_affine,
 )
 from vclipseg.errors import DataError, UsageError
+from vclipseg.files import write_text
 from vclipseg.settings import Settings
 
 if TYPE_CHECKING:
@@ -179,10 +179,7 @@ def _intensities(
 
 def save_plan(plan: Plan, path: str | Path) -> None:
     """Write plan.json, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(plan.model_dump(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(path), json.dumps(plan.model_dump(), indent=2) + "\n")
 
 
 def load_plan(path: str | Path) -> Plan:

@@ -6,7 +6,6 @@ an affine takes voxel indices to RAS+ millimetres. `formats.py` holds what files
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from vclipseg.data.formats import (
 )
 from vclipseg.data.orientation import axes_and_flips, turn, turn_affine, turn_back
 from vclipseg.errors import DataError, UsageError
+from vclipseg.files import replacing
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -165,13 +165,8 @@ def write(volume: Volume, path: str | Path) -> None:
         raise UsageError(
             f"{path}: volumes are written as {', '.join(WRITE_SUFFIXES)}; name the file so."
         )
-    temporary = path.with_name(f".{strip_suffix(path)}.{os.getpid()}.tmp{suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_voxels(_storable(volume.array), volume.affine, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        write_voxels(_storable(volume.array), volume.affine, unfinished)
 
 
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:

@@ -22,6 +22,7 @@ import safetensors.numpy
 from pydantic import Field, field_validator
 
 from vclipseg.errors import DataError, UsageError
+from vclipseg.files import replacing
 from vclipseg.networks import clip
 from vclipseg.settings import Settings
 
@@ -117,11 +118,9 @@ class TextVectors:
         """Write `path` (.safetensors), whole or not at all; the origin is its metadata."""
         metadata = {key: json.dumps(value) for key, value in self.origin.items()}
         content = safetensors.numpy.save({"vectors": self.vectors}, metadata)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content)
-            os.replace(unfinished, path)
+            with replacing(path) as unfinished:
+                unfinished.write_bytes(content)
         except OSError as error:
             raise UsageError(
                 f"{path}: cannot write text vectors ({error}); choose a folder that can be "

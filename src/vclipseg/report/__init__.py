@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from vclipseg import __version__
 from vclipseg.errors import UsageError
+from vclipseg.files import write_text
 from vclipseg.report import cases, figures, provenance, results, slices, surface
 from vclipseg.report.reading import Run, as_list, number, read_runs
-from vclipseg.scores import write_text
 
 __all__ = ["write_report"]
 
