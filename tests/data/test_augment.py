@@ -102,6 +102,51 @@ def test_a_patch_is_a_copy():
     assert place(p, image).flags.c_contiguous
 
 
+# Zoom
+
+ZOOMED = AugmentSettings(zoom=0.5)
+
+
+def test_without_zoom_what_is_cut_is_the_patch():
+    assert drawn(TURNS).extent == drawn(TURNS).patch
+
+
+def test_extents_are_in_their_range_each_axis_by_itself():
+    extents = [drawn(ZOOMED, seed, patch=(40, 40, 40)).extent for seed in range(200)]
+    sizes = np.array(extents)
+    assert sizes.min() >= round(40 * 2**-0.5)
+    assert sizes.max() <= round(40 * 2**0.5)
+    assert sizes.min() < 31
+    assert sizes.max() > 52
+    assert len({tuple(sorted(extent)) for extent in extents}) > 150
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_zoomed_image_and_its_labels_stay_together(seed):
+    """Labels of a ramp, cut at a value, are the ramp's own voxels above it, but for the boundary."""
+    ramp = np.broadcast_to(np.arange(40.0, dtype=np.float32)[:, None, None], (40, 30, 20))
+    p = draw(replace_zoom(TURNS), rng(seed), ramp.shape, (16, 14, 12))
+    image = place(p, ramp[None].copy())[0]
+    labels = place(p, (ramp >= 20).astype(np.uint8))
+    assert image.shape == labels.shape == (16, 14, 12)
+    sure = np.abs(image - 19.5) > 1
+    assert np.array_equal(labels[sure], (image >= 19.5)[sure])
+
+
+def replace_zoom(settings):
+    return settings.model_copy(update={"zoom": 0.5})
+
+
+def test_a_zoomed_patch_spans_what_was_cut():
+    """Twice the extent on 1D ramps: neighbours differ by two voxels."""
+    ramp = np.broadcast_to(np.arange(40.0, dtype=np.float32), (4, 4, 40))[None].copy()
+    p = replace(
+        drawn(PLAIN, patch=(4, 4, 16)), start=(0, 0, 4), extent=(4, 4, 32), patch=(4, 4, 16)
+    )
+    assert np.allclose(np.diff(place(p, ramp)[0, 0, 0]), 2)
+    assert place(p, ramp)[0, 0, 0, 0] == 4.5
+
+
 # Around the foreground
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from pydantic import Field
 
 from vclipseg.settings import Settings
@@ -23,6 +25,8 @@ class AugmentSettings(Settings):
     rotate_flip: bool = False
     """Rotate by a random multiple of 90 degrees in the XY plane, then always flip X or Y (Left Atrium
     in the literature). Wrong where left and right, or front and back, tell classes apart."""
+    zoom: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Strength z of another size: each axis of a patch shows 2^U(-z, z) times its extent, resampled."""
     intensity: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Strength s of another contrast: with v in [0, 1] between a patch's extremes, v becomes
     a * v^g + b with g = 2^U(-s, s), a = U(1 - s/2, 1 + s/2), b = U(-s/4, s/4), and noise with a
@@ -37,7 +41,8 @@ class Parameters:
 
     quarter_turns: int
     flip_axis: int | None  # 0 is X, 1 is Y
-    start: Box  # of the patch in the turned volume; may be negative where the volume is smaller
+    start: Box  # of what is cut from the turned volume; negative where the volume is smaller
+    extent: Box  # of what is cut, in voxels; resampled to `patch` where it differs
     patch: Box
     gamma: float
     scale: float
@@ -63,11 +68,13 @@ def draw(
     around = None
     if labels is not None and rng.random() < settings.foreground_share:
         around = _foreground_voxel(_turn(labels, turns, axis), rng)
+    extent = _zoomed(patch, settings.zoom, rng) if settings.zoom else patch
     s = settings.intensity
     return Parameters(
         quarter_turns=turns,
         flip_axis=axis,
-        start=_start(turned, patch, around, rng),
+        start=_start(turned, extent, around, rng),
+        extent=extent,
         patch=patch,
         gamma=2 ** float(rng.uniform(-s, s)),
         scale=float(rng.uniform(1 - s / 2, 1 + s / 2)),
@@ -78,9 +85,10 @@ def draw(
 
 
 def place(parameters: Parameters, array: np.ndarray) -> np.ndarray:
-    """The patch of an image (C, X, Y, Z) or of labels (X, Y, Z), turned and cut: a copy."""
+    """The patch of an image (C, X, Y, Z) or of labels (X, Y, Z), turned, cut and zoomed: a copy."""
     p = parameters
-    return _cut(_turn(array, p.quarter_turns, p.flip_axis), p.start, p.patch)
+    cut = _cut(_turn(array, p.quarter_turns, p.flip_axis), p.start, p.extent)
+    return cut if p.extent == p.patch else _resize(cut, p.patch)
 
 
 def change_intensity(parameters: Parameters, patch: np.ndarray) -> np.ndarray:
@@ -101,6 +109,23 @@ def change_intensity(parameters: Parameters, patch: np.ndarray) -> np.ndarray:
 def _turn(array: np.ndarray, turns: int, flip_axis: int | None) -> np.ndarray:
     array = np.rot90(array, turns, axes=(-3, -2))
     return array if flip_axis is None else np.flip(array, flip_axis - 3)
+
+
+def _zoomed(patch: Box, zoom: float, rng: np.random.Generator) -> Box:
+    x, y, z = (max(1, round(n * 2 ** rng.uniform(-zoom, zoom))) for n in patch)
+    return (x, y, z)
+
+
+def _resize(array: np.ndarray, patch: Box) -> np.ndarray:
+    """Images (C, X, Y, Z) trilinear, labels (X, Y, Z) by the nearest voxel."""
+    if array.ndim == 4:
+        image = torch.from_numpy(array)[None]
+        return F.interpolate(image, patch, mode="trilinear", align_corners=False)[0].numpy()
+    nearest = [
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(patch, array.shape, strict=True)
+    ]
+    return array[np.ix_(*nearest)]
 
 
 def _foreground_voxel(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
