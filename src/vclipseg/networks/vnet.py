@@ -15,7 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Upsampling = Literal["transposed", "trilinear", "nearest"]
+from vclipseg.networks.batchnorm import BatchNorm3d
+
+Upsampling = Literal[
+    "transposed", "trilinear", "nearest", "pointwise_trilinear", "pointwise_nearest"
+]
 
 STRIDE = 16  # of the deepest stage; every axis is padded to a multiple of it
 
@@ -48,7 +52,7 @@ class ConvBlock(nn.Sequential):
 
 def norm_relu(channels: int) -> list[nn.Module]:
     """Batch normalization and ReLU, the tail of every layer here."""
-    return [nn.BatchNorm3d(channels), nn.ReLU(inplace=True)]
+    return [BatchNorm3d(channels), nn.ReLU(inplace=True)]
 
 
 def downsample(channels: int) -> nn.Sequential:
@@ -57,17 +61,17 @@ def downsample(channels: int) -> nn.Sequential:
 
 
 def upsample(channels: int, how: Upsampling) -> nn.Sequential:
-    """Double the grid, halve the channels."""
+    """Double the grid, halve the channels; "pointwise" ones mix channels before they enlarge."""
     half = channels // 2
     if how == "transposed":
-        layers: list[nn.Module] = [nn.ConvTranspose3d(channels, half, 2, stride=2)]
-    else:
-        align = True if how == "trilinear" else None
-        layers = [
-            nn.Upsample(scale_factor=2, mode=how, align_corners=align),
-            Conv3d(channels, half, 3, padding=1),
-        ]
-    return nn.Sequential(*layers, *norm_relu(half))
+        return nn.Sequential(nn.ConvTranspose3d(channels, half, 2, stride=2), *norm_relu(half))
+    mode = how.removeprefix("pointwise_")
+    enlarge = nn.Upsample(
+        scale_factor=2, mode=mode, align_corners=True if mode == "trilinear" else None
+    )
+    if how.startswith("pointwise"):
+        return nn.Sequential(nn.Conv3d(channels, half, 1), enlarge, *norm_relu(half))
+    return nn.Sequential(enlarge, Conv3d(channels, half, 3, padding=1), *norm_relu(half))
 
 
 class Encoder(nn.Module):
@@ -110,10 +114,15 @@ class Decoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Five maps, the finest first -> (B, K, X, Y, Z)."""
-        x = features[-1]
+        return self.head(self.dropout(self.maps(features)[-1]))
+
+    def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The encoder's five maps -> the decoder's four, the coarsest first, (B, F, X, Y, Z) last."""
+        maps, x = [], features[-1]
         for up, block, skip in zip(self.ups, self.blocks, reversed(features[:-1]), strict=True):
             x = block(up(x) + skip)
-        return self.head(self.dropout(x))
+            maps.append(x)
+        return maps
 
 
 class MultiDecoderVNet(nn.Module):

@@ -1,0 +1,122 @@
+"""Batch normalization that is fast on the CPU where there are few channels.
+
+In the layout that convolutions like (channels last), torch normalizes one voxel after another: with 8
+channels most of a vector register stays empty. Here neighbouring voxels are read as further channels,
+until there are `WIDTH` of them, and their statistics are merged. The result is that of
+`torch.nn.BatchNorm3d` up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WIDTH = 64
+MOST_CHANNELS = 16  # beyond, torch is as quick
+
+
+class BatchNorm3d(nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d`, quicker in training for narrow maps on the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, x, y, z) -> the same shape."""
+        if not self.training or x.device.type != "cpu" or not can_fold(x):
+            return super().forward(x)
+        y, mean, var = FoldedBatchNorm.apply(x, self.weight, self.bias, self.eps)
+        self.follow(mean, var, x.numel() // x.shape[1])
+        return y
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Update the running statistics as torch does, with the unbiased variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * count / (count - 1), self.momentum)
+
+
+def can_fold(x: Tensor) -> bool:
+    """Whether `WIDTH` values along the last axis are whole voxels, one after another in memory."""
+    channels, depth = x.shape[1], x.shape[4]
+    return (
+        1 < channels <= MOST_CHANNELS
+        and WIDTH % channels == 0
+        and (depth * channels) % WIDTH == 0
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+    )
+
+
+def fold(x: Tensor) -> Tensor:
+    """(B, F, x, y, z) -> a view (B, WIDTH, x y, z F / WIDTH)."""
+    batch, _, i, j, _ = x.shape
+    return x.permute(0, 2, 3, 4, 1).reshape(batch, i * j, -1, WIDTH).permute(0, 3, 1, 2)
+
+
+def unfold(wide: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `fold`."""
+    batch, channels, i, j, k = like.shape
+    flat = wide.permute(0, 2, 3, 1).reshape(batch, i, j, k, channels)
+    return flat.permute(0, 4, 1, 2, 3)
+
+
+def affine(wide: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Scale * x + shift for each of F channels, in one pass over (B, WIDTH, ...)."""
+    times = WIDTH // len(scale)
+    zero, one = scale.new_zeros(WIDTH), scale.new_ones(WIDTH)
+    return torch.native_batch_norm(
+        wide, scale.repeat(times), shift.repeat(times), zero, one, False, 0.0, 0.0
+    )[0]
+
+
+class FoldedBatchNorm(torch.autograd.Function):
+    """y = w (x - mean) / sqrt(var + eps) + b over batch and space."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Also gives mean and (biased) variance, both (F,)."""
+        wide = fold(x)
+        one = weight.new_ones(WIDTH)  # float32, so that the statistics are
+        _, means, inverses = torch.native_batch_norm(wide, one, None, None, None, True, 0.0, eps)
+        means, variances = (v.view(-1, x.shape[1]) for v in (means, inverses**-2 - eps))
+        mean = means.mean(0)
+        var = (variances.mean(0) + means.var(0, correction=0)).clamp(min=0)
+        inverse = (var + eps).rsqrt()
+        scale = weight * inverse
+        ctx.save_for_backward(x, mean, inverse, weight)
+        ctx.mark_non_differentiable(mean, var)
+        y = unfold(affine(wide, scale, bias - scale * mean), x)
+        whole = x.new_empty(0).set_(y)  # type: ignore[call-overload]  # no view: ReLU is in place
+        return whole, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Dx = w/s (g - mean(g) - h mean(g h)) with h = (x - mean)/s."""
+        x, mean, inverse, weight = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        wide, wide_grad = fold(x), fold(grad.contiguous(memory_format=torch.channels_last_3d))
+        times = WIDTH // len(mean)
+        _, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
+            wide_grad,
+            wide,
+            weight.new_ones(WIDTH),
+            None,
+            None,
+            mean.repeat(times),
+            inverse.repeat(times),
+            True,
+            0.0,
+            [False, True, True],
+        )
+        for_weight, for_bias = (v.view(times, -1).sum(0) for v in (for_weight, for_bias))
+        a = weight * inverse
+        b = -a * inverse * for_weight / count
+        c = -a * for_bias / count - b * mean
+        dx = affine(wide_grad, a, c).add_(affine(wide, b, torch.zeros_like(b)))
+        return unfold(dx, x), for_weight, for_bias, None
