@@ -73,8 +73,9 @@ def test_number_of_patches_is_the_budget_of_every_step(name, preset_name):
     for step in range(101):
         labeled, unlabeled = method.patches_at(step)
         assert labeled > 0
-        assert labeled + unlabeled == sum(method.patches) == 4
-    assert method.patches_at(100) == method.patches
+        assert labeled + unlabeled == sum(method.settings.patches)
+    assert method.patches_at(100) == method.settings.patches
+    assert preset_name != "robust" or sum(method.settings.patches) == 4
 
 
 @each_recipe
@@ -109,7 +110,7 @@ def test_facts_are_numbers_without_gradient(name, preset_name):
 
 @each_recipe
 def test_unlabeled_images_change_the_gradient(name, preset_name):
-    if method_class(name).patches[1] == 0:
+    if method_class(name).Settings().patches[1] == 0:
         pytest.skip("uses none")
     method = build(name, preset_name).eval()
 
@@ -353,3 +354,27 @@ def test_learns_balls(name, preset_name):
     with torch.no_grad():
         probs = method.eval().predict(test.labeled_images)
     assert foreground_dice(probs, test.labels) > 0.85
+
+
+# Going on from an earlier run
+
+
+@each_recipe
+def test_starts_from_the_weights_of_an_earlier_run(name, preset_name):
+    """And from those of another method, where a network is the same."""
+    earlier, method = build(name, preset_name, seed=1), build(name, preset_name, seed=2)
+    weights = {k: v for k, v in earlier.state_dict().items() if not k.startswith("teacher")}
+    taken = method.start_from(weights)
+    assert set(taken) == set(weights)
+    for value in (m.eval().predict(batch_for(m).images) for m in (earlier, method)):
+        torch.testing.assert_close(value, earlier.predict(batch_for(earlier).images))
+    teacher = getattr(method, "teacher", None)
+    if teacher is not None:
+        copies = teacher.network.state_dict()
+        assert all(torch.equal(copies[k], v) for k, v in method.network.state_dict().items())
+
+
+def test_weights_of_another_shape_are_left_out():
+    method = build("supervised", filters=4)
+    taken = method.start_from(build("supervised", filters=2, num_classes=3).state_dict())
+    assert all(name.endswith("num_batches_tracked") for name in taken)

@@ -12,16 +12,23 @@ from toy import RECIPES, batch_for, build, fast, fit, make_batch
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.data.batch import Batch
 from vclipseg.errors import VclipsegError
-from vclipseg.methods.base import Loss, Method, Term
+from vclipseg.methods.base import Loss, Method, MethodSettings, Task, Term
 from vclipseg.runlog import RunLog, read_log
-from vclipseg.training import NonFiniteLossError, TrainSettings, make_fabric, start, train
+from vclipseg.training import (
+    NonFiniteLossError,
+    TrainSettings,
+    learning_rate,
+    make_fabric,
+    start,
+    train,
+)
 
 
 class Spring(Method):
     """One weight, pulled to the mean of the batch: L = 0.5 (w - m)^2."""
 
     def __init__(self, weight=1.0):
-        super().__init__()
+        super().__init__(MethodSettings(), Task(1, ("background", "organ"), 1))
         self.weight = torch.nn.Parameter(torch.tensor([weight]))
         self.fixed = torch.nn.Parameter(torch.tensor([7.0]), requires_grad=False)
         self.register_buffer("statistic", torch.zeros(1))
@@ -104,6 +111,18 @@ def test_rate_falls_polynomially(power):
     _, rows = run(fast(steps=10, lr=0.2, lr_power=power))
     expected = [(i + 1, 0.2 * (1 - i / 10) ** power) for i in range(10)]
     assert [row[:2] for row in rows] == [(i, pytest.approx(lr)) for i, lr in expected]
+
+
+def test_rate_drops_to_a_tenth_after_each_share_of_the_run():
+    s = fast(steps=12, lr=1.0, lr_power=0.0, lr_drop_every=5 / 12)
+    assert [learning_rate(s, step) for step in range(12)] == pytest.approx(
+        [1.0] * 5 + [0.1] * 5 + [0.01] * 2
+    )
+
+
+def test_rate_of_a_longer_horizon_does_not_reach_zero():
+    s = fast(steps=14, lr=1.0, lr_power=0.9, lr_horizon=17 / 14)
+    assert learning_rate(s, 7) == pytest.approx((1 - 7 / 17) ** 0.9)
 
 
 def test_frozen_weights_are_left_alone():

@@ -24,7 +24,6 @@ from vclipseg.device import is_out_of_memory
 from vclipseg.errors import OutOfMemory, Stopped, UsageError
 from vclipseg.evaluation import EvaluateSettings, evaluate, summarize, write_scores
 from vclipseg.inference import PredictSettings, load
-from vclipseg.methods import method_class
 from vclipseg.methods.base import Loss, Method
 from vclipseg.networks.text import text_vectors
 from vclipseg.runlog import RunLog
@@ -88,7 +87,7 @@ def new_run(
     """
     refuse_run(folder)
     dataset, split = open_split(experiment, root)
-    if not split.unlabeled and method_class(experiment.method_name).patches[1]:
+    if not split.unlabeled and experiment.method.patches[1]:
         raise UsageError(
             f"{root}: no train case is unlabeled, but {experiment.method_name} learns from unlabeled "
             "images too. Put some into imagesUn, use fewer labels (--labeled N), or train on labels "

@@ -41,8 +41,14 @@ class TrainSettings(Settings):
     """Learning rate of the first step."""
     lr_power: Annotated[float, Field(ge=0)] = 0.9
     """The rate falls as (1 - step/steps)^lr_power; 0 keeps it constant."""
+    lr_horizon: Annotated[float, Field(ge=1)] = 1.0
+    """How many times `steps` that fall would take; above 1 the rate does not reach 0."""
+    lr_drop_every: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the run after which the rate is divided by 10, again and again; 0: never."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of momentum, with SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Of either optimizer."""
     weights: Literal["last", "ema"] = "ema"
@@ -118,8 +124,22 @@ def make_optimizer(parameters: list, settings: TrainSettings) -> torch.optim.Opt
     """SGD with momentum or AdamW."""
     s = settings
     if s.optimizer == "sgd":
-        return torch.optim.SGD(parameters, s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
+        return torch.optim.SGD(
+            parameters,
+            s.lr,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
+            nesterov=s.nesterov,
+        )
     return torch.optim.AdamW(parameters, s.lr, weight_decay=s.weight_decay)
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """Of a step: a polynomial fall, drops to a tenth, or both."""
+    done = step / settings.steps
+    fall = (1 - done / settings.lr_horizon) ** settings.lr_power
+    drops = int(done / settings.lr_drop_every + 1e-9) if settings.lr_drop_every else 0
+    return settings.lr * fall * 0.1**drops
 
 
 def train(
@@ -146,7 +166,7 @@ def train(
         step = state.step
         torch.manual_seed(settings.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * (1 - step / settings.steps) ** settings.lr_power
+            group["lr"] = learning_rate(settings, step)
         batch = batch_at(step).to(fabric.device)
         method.before_step(step)
         with fabric.autocast():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -38,6 +39,11 @@ class MethodSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """`Dropout3d` at the bottleneck and before the last convolution. 0.5 is for 16 filters; narrow
     networks lose whole classes to it."""
+    patches: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]] = (2, 2)
+    """Labeled and unlabeled patches of a step; their sum is the method's budget."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run in which all patches of a step are labeled, so that the first pseudo-labels are
+    good ones."""
 
 
 class Term(NamedTuple):
@@ -71,15 +77,35 @@ class Method(nn.Module, ABC):
     is in `state_dict()`, so any method is saved and resumed the same way.
     """
 
-    patches: ClassVar[tuple[int, int]] = (2, 2)
-    """Labeled and unlabeled patches of a step; their sum is every method's budget."""
+    published_steps: ClassVar[int] = 15_000
+    """Steps of a published run; a paper's step constants are scaled from it to this run's length."""
 
     training_only: ClassVar[tuple[str, ...]] = ()
     """Starts of the names of weights that prediction does not need; a model is shipped without."""
 
+    def __init__(self, settings: MethodSettings, task: Task) -> None:
+        super().__init__()
+        self.settings = settings
+        self.warmup_steps = int(settings.warmup * task.total_steps)
+        self.scale = task.total_steps / self.published_steps
+
     def patches_at(self, step: int) -> tuple[int, int]:
-        """`patches` of this step, for methods that change them on the way."""
-        return self.patches
+        """Labeled and unlabeled patches of this step: labeled ones only while it warms up."""
+        labeled, unlabeled = self.settings.patches
+        return (labeled + unlabeled, 0) if step < self.warmup_steps else (labeled, unlabeled)
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Take over the weights of an earlier run that have a name and shape of this method's own.
+
+        Methods with a teacher override it to let the teacher begin there too.
+
+        Returns:
+            The names that were taken over.
+        """
+        own = self.state_dict()
+        taken = [n for n, w in weights.items() if n in own and own[n].shape == w.shape]
+        self.load_state_dict({name: weights[name] for name in taken}, strict=False)
+        return taken
 
     @abstractmethod
     def loss(self, batch: Batch, step: int) -> Loss:
@@ -113,6 +139,10 @@ class Ema(nn.Module):
     def train(self, mode: bool = True) -> Ema:
         """With averaged `buffers` the copy always predicts as in evaluation."""
         return super().train(mode and not self.buffers_too)
+
+    def copy_from(self, student: nn.Module) -> None:
+        """Begin anew as an exact copy."""
+        self.network.load_state_dict(student.state_dict())
 
     @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:

@@ -8,7 +8,7 @@ semi-supervised methods beside it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -23,6 +23,8 @@ class SupervisedSettings(MethodSettings):
     """Settings of the supervised V-Net."""
 
     name: Literal["supervised"] = "supervised"
+    patches: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=0)]] = (4, 0)
+    """Labeled and unlabeled patches of a step; unlabeled ones would be of no use."""
     dice: DiceForm = "linear"
     """Form of the Dice loss."""
     dice_weight: Annotated[float, Field(ge=0)] = 0.5
@@ -44,11 +46,11 @@ class Supervised(Method):
     """V-Net on labeled patches."""
 
     Settings = SupervisedSettings
-    patches: ClassVar[tuple[int, int]] = (4, 0)
+    settings: SupervisedSettings
 
     def __init__(self, settings: SupervisedSettings, task: Task) -> None:
-        super().__init__()
-        self.settings = s = settings
+        super().__init__(settings, task)
+        s = settings
         self.network = VNet(task.in_channels, task.num_classes, s.filters, s.dropout)
 
     def loss(self, batch: Batch, step: int) -> Loss:

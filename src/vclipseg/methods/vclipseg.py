@@ -13,6 +13,7 @@ unlabeled patches exchange a box (copy-paste), so that each decoder sees both in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -38,8 +39,6 @@ from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
 from vclipseg.mixing import random_box, swap
 from vclipseg.networks.vnet import STRIDE, pads_to_stride
 from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput
-
-PUBLISHED_STEPS = 15_000
 
 
 class VCLIPSegSettings(MethodSettings):
@@ -88,8 +87,6 @@ class VCLIPSegSettings(MethodSettings):
     """Share that an averaged teacher keeps each step; 0: the network labels for itself."""
     copy_paste: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Side of the box that labeled and unlabeled patches exchange, as a share of the patch; 0: none."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the run in which all patches are labeled, so that the first teacher is a good one."""
     predict_with: Literal["first", "mean"] = "first"
     """The first decoder, as published, or the mean of both."""
 
@@ -98,17 +95,16 @@ class VCLIPSeg(Method):
     """VCLIPSeg and, without prompts and alignment, MC-Net with dynamic labeling."""
 
     Settings = VCLIPSegSettings
+    settings: VCLIPSegSettings
     training_only: ClassVar[tuple[str, ...]] = ("teacher.", "network.projections.")
     text: Tensor  # (K, E)
 
     def __init__(self, settings: VCLIPSegSettings, task: Task) -> None:
-        super().__init__()
         if task.text_vectors is None:
             raise ValueError("VCLIPSeg needs a text vector for each class name")
-        self.settings = s = settings
+        super().__init__(settings, task)
+        s = settings
         self.class_names = task.class_names
-        self.scale = task.total_steps / PUBLISHED_STEPS
-        self.warmup_steps = int(s.warmup * task.total_steps)
         self.register_buffer("text", task.text_vectors.clone())
         self.network = TextVNet(
             task.in_channels,
@@ -119,11 +115,6 @@ class VCLIPSeg(Method):
             projections=s.heads if s.alignment else 0,
         )
         self.teacher = Ema(self.network, s.teacher_decay, buffers=True) if s.teacher_decay else None
-
-    def patches_at(self, step: int) -> tuple[int, int]:
-        """Labeled patches only while it warms up."""
-        labeled, unlabeled = self.patches
-        return (labeled + unlabeled, 0) if step < self.warmup_steps else (labeled, unlabeled)
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
@@ -224,6 +215,13 @@ class VCLIPSeg(Method):
         gaps = 1 - F.cosine_similarity(sums, self.text, dim=1)  # of sums as of means
         present = (counts > 0).float()
         return (gaps * present).sum() / present.sum().clamp(min=1), counts
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """The teacher begins as the network."""
+        taken = super().start_from(weights)
+        if self.teacher is not None:
+            self.teacher.copy_from(self.network)
+        return taken
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, C, X, Y, Z) -> (B, K, X, Y, Z)."""
