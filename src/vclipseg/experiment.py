@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vclipseg.checkpoint import load_state, save_model, save_state
+from vclipseg.checkpoint import load_model, load_state, save_model, save_state
 from vclipseg.config import Experiment
 from vclipseg.console import Console
 from vclipseg.data.batch import PatchSampler
@@ -109,7 +109,10 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
-    state = start(run.make_method(), settings, fabric)
+    method = run.make_method()
+    if settings.init_from and not run.state_path.is_file():
+        console.note(start_from_run(method, Path(settings.init_from)))
+    state = start(method, settings, fabric)
     saved = load_state(run.state_path) if run.state_path.is_file() else None
     if saved:
         state.load_state_dict(saved)
@@ -149,6 +152,25 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
     unneeded = type(state.method).training_only
     weights = {k: v for k, v in state.weights().items() if not k.startswith(unneeded)}
     save_model(run.model_path, weights, run.model_description())
+
+
+def start_from_run(method: Method, folder: Path) -> str:
+    """Give a method the weights of a finished run; returns what was done, in a sentence.
+
+    Raises:
+        UsageError: that run is not finished, or none of its weights fits.
+    """
+    earlier = Run.open(folder)
+    if not earlier.model_path.is_file():
+        raise UsageError(f"train.init_from: {folder} is not finished; resume it first")
+    weights, _ = load_model(earlier.model_path)
+    taken = method.start_from(weights)
+    if not taken:
+        raise UsageError(
+            f"train.init_from: no weight of {folder} has a name and shape of this method's; "
+            "is method.filters the same?"
+        )
+    return f"starts from {folder}: {len(taken)} of {len(weights)} weights"
 
 
 def make_sampler(run: Run, method: Method, cases: PreparedCases) -> PatchSampler:

@@ -159,6 +159,11 @@ class Run:
         return TextVectors(stored.vectors, origin)
 
     @property
+    def settings_hash(self) -> str:
+        """The run's identity."""
+        return self.description["settings_hash"]
+
+    @property
     def train_seconds(self) -> float:
         """Seconds of training, from the log."""
         rows = read_log(self.folder / "log.csv")
@@ -198,10 +203,18 @@ class Run:
 
 
 def identity(experiment: Experiment, split: Split, plan: Plan, text: TextVectors | None) -> str:
-    """Twelve hex digits over all that decides a result: settings, data, plan, text vectors."""
-    settings = experiment.to_json()
+    """Twelve hex digits over all that decides a result: settings, data, plan, text vectors.
+
+    Settings at their default are left out, so that a new setting does not make every earlier run
+    another one. An earlier run that this one starts from counts with its own identity.
+    """
+    settings = experiment.model_dump(mode="json", exclude_defaults=True)
     for section, names in NO_EFFECT.items():
-        settings[section] = {k: v for k, v in settings[section].items() if k not in names}
+        changed = settings.get(section, {})
+        settings[section] = {k: v for k, v in changed.items() if k not in names}
+    settings["method"]["name"] = experiment.method_name
+    if experiment.train.init_from:
+        settings["train"]["init_from"] = Run.open(Path(experiment.train.init_from)).settings_hash
     return settings_hash(
         {
             "settings": settings,

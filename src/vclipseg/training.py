@@ -31,6 +31,8 @@ class TrainSettings(Settings):
 
     seed: Annotated[int, Field(ge=0)] = 1337
     """Of initial weights, patches, augmentation and dropout."""
+    init_from: str | None = None
+    """Folder of a finished run whose weights this one starts from, where name and shape are the same."""
     steps: Annotated[int, Field(gt=0)] = 15_000
     """Optimizer steps."""
     patch: Size = (112, 112, 80)
