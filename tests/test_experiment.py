@@ -370,6 +370,47 @@ def test_signals_are_given_back(monkeypatch):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+# A run that starts from another
+
+
+def test_a_run_starts_from_the_weights_of_another(finished, tiny_data, tmp_path):
+    """With a rate of nothing to speak of, it ends where the other ended."""
+    first = f"train.init_from={finished.folder}"
+    run = train_tiny(tiny_data, tmp_path / "run", "vclipseg", first, "train.lr=1e-12")
+    before, after = load_model(finished.model_path)[0], load_model(run.model_path)[0]
+    trained = [name for name in before if name.endswith("weight")]
+    assert len(trained) > 40
+    for name in trained:
+        torch.testing.assert_close(before[name], after[name], atol=1e-5, rtol=1e-5)
+
+
+def test_identity_holds_the_run_that_it_starts_from(finished, copied):
+    def started(folder):
+        asked = settings("vclipseg", f"train.init_from={folder}")
+        return identity(asked, finished.split, finished.plan, finished.text)
+
+    assert started(finished.folder) == started(copied.folder) != finished.settings_hash
+    description = read_json(copied.folder / "experiment.json") | {"settings_hash": "other"}
+    (copied.folder / "experiment.json").write_text(json.dumps(description))
+    assert started(copied.folder) != started(finished.folder)
+
+
+def test_identity_does_not_change_with_a_new_setting_at_its_default(finished):
+    spelled_out = settings("vclipseg", "train.momentum=0.9", "method.warmup=0.4")
+    of = identity(spelled_out, finished.split, finished.plan, finished.text)
+    assert of == finished.settings_hash
+
+
+def test_only_a_finished_run_that_fits_can_be_started_from(finished, copied, tiny_data, tmp_path):
+    wider = (f"train.init_from={finished.folder}", "method.filters=3")
+    with pytest.raises(UsageError, match=r"no weight of .* has a name and shape"):
+        train_tiny(tiny_data, tmp_path / "wider", "supervised", *wider)
+    copied.model_path.unlink()
+    with pytest.raises(UsageError, match="is not finished; resume it first"):
+        train_tiny(tiny_data, tmp_path / "next", "vclipseg", f"train.init_from={copied.folder}")
+    assert not (tmp_path / "next").exists()
+
+
 # Memory
 
 

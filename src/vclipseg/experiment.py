@@ -82,8 +82,8 @@ def new_run(
     """Make the text vectors, prepare the data and write the run folder; nothing is trained yet.
 
     Raises:
-        UsageError: there is a run in the folder, the method finds no unlabeled case, or CLIP cannot
-            be loaded; all of it before the data are prepared.
+        UsageError: there is a run in the folder, the method finds no unlabeled case, the run to start
+            from is not finished, or CLIP cannot be loaded; all of it before the data are prepared.
     """
     refuse_run(folder)
     dataset, split = open_split(experiment, root)
@@ -93,6 +93,8 @@ def new_run(
             "images too. Put some into imagesUn, use fewer labels (--labeled N), or train on labels "
             "alone with --method supervised."
         )
+    if experiment.train.init_from:
+        finished_model(Path(experiment.train.init_from))
     text = text_vectors(experiment.text, dataset.class_names) if experiment.needs_text else None
     data = prepare_data(experiment, root, console, plan, workers)
     return Run.create(folder, experiment, data, text, command), data
@@ -154,18 +156,23 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
     save_model(run.model_path, weights, run.model_description())
 
 
+def finished_model(folder: Path) -> Path:
+    """The model file of a run to start from."""
+    earlier = Run.open(folder)
+    if not earlier.model_path.is_file():
+        raise UsageError(f"train.init_from: {folder} is not finished; resume it first")
+    return earlier.model_path
+
+
 def start_from_run(method: Method, folder: Path) -> str:
     """Give a method the weights of a finished run; returns what was done, in a sentence.
 
     Raises:
         UsageError: that run is not finished, or none of its weights fits.
     """
-    earlier = Run.open(folder)
-    if not earlier.model_path.is_file():
-        raise UsageError(f"train.init_from: {folder} is not finished; resume it first")
-    weights, _ = load_model(earlier.model_path)
+    weights, _ = load_model(finished_model(folder))
     taken = method.start_from(weights)
-    if not taken:
+    if not any(weights[name].ndim > 1 for name in taken):  # counters and single numbers always fit
         raise UsageError(
             f"train.init_from: no weight of {folder} has a name and shape of this method's; "
             "is method.filters the same?"
