@@ -151,7 +151,7 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
                 f"{run.experiment.method.filters} filters; set train.patch or method.filters smaller"
             ) from error
     log.close()
-    unneeded = type(state.method).training_only
+    unneeded = state.method.training_only
     weights = {k: v for k, v in state.weights().items() if not k.startswith(unneeded)}
     save_model(run.model_path, weights, run.model_description())
 

@@ -178,7 +178,7 @@ def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
     )
     method = cls(method_settings, task)
     missing, unknown = method.load_state_dict(weights, strict=False)
-    if unknown or any(not name.startswith(cls.training_only) for name in missing):
+    if unknown or any(not name.startswith(method.training_only) for name in missing):
         raise DataError(f"{path}: its weights do not fit its description; copy or train it again")
     return Predictor(method, description, settings)
 

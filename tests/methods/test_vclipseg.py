@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from toy import LATE, batch_for, build, fast, fit, make_batch
+from vclipseg.labeling import fuse
 from vclipseg.losses import IGNORE
 from vclipseg.methods import preset
-from vclipseg.methods.vclipseg import VCLIPSegSettings, fuse, prototype_members
+from vclipseg.methods.vclipseg import VCLIPSegSettings, prototype_members
 from vclipseg.networks.text import TextSettings
 
 PLAIN = {
@@ -304,32 +305,6 @@ def test_rampup_scales_with_the_length_of_the_run(steps, full_at):
 
 
 # Dynamic labeling
-
-
-@pytest.mark.parametrize("weighting", ["dynamic", "equal", "voxel_entropy"])
-def test_fuse_formula(weighting):
-    rng = np.random.default_rng(0)
-    probs = rng.dirichlet([1, 1, 1], (2, 2, 4, 3, 2))  # (decoders, B, X, Y, Z, K)
-    probs = np.moveaxis(probs, -1, 2)
-    dices = [0.2, 0.9]
-    found = fuse([torch.from_numpy(p) for p in probs], torch.tensor(dices).double(), weighting)
-    np.testing.assert_allclose(found, naive_fuse(list(probs), dices, weighting), rtol=1e-6)
-    np.testing.assert_allclose(found.sum(1), 1)
-
-
-def test_the_better_decoder_counts_more():
-    probs = [torch.zeros(1, 2, 1, 1, 1), torch.ones(1, 2, 1, 1, 1)]
-    assert float(fuse(probs, torch.tensor([0.1, 0.8]), "dynamic").mean()) < 0.5
-    assert float(fuse(probs, torch.tensor([0.8, 0.1]), "dynamic").mean()) > 0.5
-    assert float(fuse(probs, torch.tensor([0.4, 0.4]), "dynamic").mean()) == pytest.approx(0.5)
-
-
-def test_fuse_of_certain_decoders_is_finite():
-    probs = [
-        torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1),
-        torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1),
-    ]
-    assert torch.isfinite(fuse(probs, torch.zeros(2), "voxel_entropy")).all()
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

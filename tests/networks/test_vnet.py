@@ -172,3 +172,14 @@ def test_the_gradient_of_tiny_maps_repeats():
             value = convolution(x).square().sum()
         gradients.append(torch.autograd.grad(value, convolution.weight)[0])
     assert all(torch.equal(gradients[0], gradient) for gradient in gradients)
+
+
+@pytest.mark.parametrize("decoders", [1, 2, 3])
+def test_predict_runs_only_the_decoders_that_it_averages(decoders):
+    network = MultiDecoderVNet(1, 3, ("transposed", "trilinear", "nearest"), filters=2).eval()
+    images = torch.randn(2, 1, 16, 17, 6)
+    with torch.no_grad():
+        expected = torch.stack([z.softmax(1) for z in network(images)[:decoders]]).mean(0)
+        for decoder in network.decoders[decoders:]:
+            decoder.head.weight.fill_(torch.nan)
+        torch.testing.assert_close(network.predict(images, decoders), expected)

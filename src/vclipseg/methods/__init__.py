@@ -9,6 +9,10 @@ from vclipseg.errors import UsageError
 
 METHODS = {
     "supervised": "supervised:Supervised",
+    "mean_teacher": "mean_teacher:MeanTeacher",
+    "ua_mt": "ua_mt:UAMT",
+    "cps": "cps:CPS",
+    "mcnet": "mcnet:MCNet",
     "vclipseg": "vclipseg:VCLIPSeg",
 }
 

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vclipseg.data.batch import Batch
+from vclipseg.labeling import fuse
 from vclipseg.losses import (
     IGNORE,
     DiceForm,
@@ -231,18 +232,6 @@ class VCLIPSeg(Method):
         """The teacher follows."""
         if self.teacher is not None:
             self.teacher.update(self.network, step)
-
-
-def fuse(probs: list[Tensor], dices: Tensor, weighting: str) -> Tensor:
-    """P = sum_i w_i p_i (eqs. 7 to 9): the lower a decoder's Dice loss, the more it counts."""
-    stacked = torch.stack(probs)  # (decoders, B, K, X, Y, Z)
-    if weighting == "equal":
-        return stacked.mean(0)
-    if weighting == "voxel_entropy":
-        entropy = torch.special.entr(stacked).sum(2, keepdim=True)
-        return ((-entropy).softmax(0) * stacked).sum(0)
-    weights = (1 - dices.sigmoid()).softmax(0)
-    return torch.einsum("d,d...->...", weights, stacked)
 
 
 def prototype_members(agreed: Tensor, num_classes: int, grid: int, pooling: str) -> Tensor:

@@ -147,6 +147,12 @@ class MultiDecoderVNet(nn.Module):
         features = self.encoder(pad_to_stride(images))
         return [unpad(decoder(features), images).float() for decoder in self.decoders]
 
+    def predict(self, images: Tensor, decoders: int) -> Tensor:
+        """Mean probabilities (B, K, X, Y, Z) of the first `decoders` decoders; no other is run."""
+        features = self.encoder(pad_to_stride(images))
+        probs = [unpad(d(features), images).float().softmax(1) for d in self.decoders[:decoders]]
+        return torch.stack(probs).mean(0) if decoders > 1 else probs[0]
+
 
 class VNet(MultiDecoderVNet):
     """The plain V-Net: one decoder, transposed convolutions."""

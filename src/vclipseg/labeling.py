@@ -1,0 +1,28 @@
+"""Pseudo-labels that several networks or decoders give together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fuse(probs: list[Tensor], dices: Tensor, weighting: str) -> Tensor:
+    """P = sum_i w_i p_i (VCLIPSeg, eqs. 7 to 9): the lower an output's Dice loss, the more it counts.
+
+    Args:
+        probs: (B, K, X, Y, Z) of each output.
+        dices: its Dice loss on labeled patches, (outputs,).
+        weighting: "dynamic" for w = softmax(1 - sigmoid(dices)), "equal", or "voxel_entropy" for
+            w = softmax(-entropy) voxel by voxel.
+
+    Returns:
+        (B, K, X, Y, Z).
+    """
+    stacked = torch.stack(probs)  # (outputs, B, K, X, Y, Z)
+    if weighting == "equal":
+        return stacked.mean(0)
+    if weighting == "voxel_entropy":
+        entropy = torch.special.entr(stacked).sum(2, keepdim=True)
+        return ((-entropy).softmax(0) * stacked).sum(0)
+    weights = (1 - dices.sigmoid()).softmax(0)
+    return torch.einsum("d,d...->...", weights, stacked)
