@@ -10,6 +10,7 @@ from vclipseg.errors import UsageError
 METHODS = {
     "supervised": "supervised:Supervised",
     "caml": "caml:CAML",
+    "caussl": "caussl:CauSSL",
     "vclipseg": "vclipseg:VCLIPSeg",
 }
 
