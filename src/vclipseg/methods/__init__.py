@@ -13,6 +13,8 @@ METHODS = {
     "ua_mt": "ua_mt:UAMT",
     "cps": "cps:CPS",
     "mcnet": "mcnet:MCNet",
+    "caml": "caml:CAML",
+    "caussl": "caussl:CauSSL",
     "vclipseg": "vclipseg:VCLIPSeg",
 }
 
