@@ -10,6 +10,9 @@ from vclipseg.errors import UsageError
 METHODS = {
     "supervised": "supervised:Supervised",
     "vclipseg": "vclipseg:VCLIPSeg",
+    "bcp": "bcp:BCP",
+    "ad_mt": "ad_mt:ADMT",
+    "crossmatch": "crossmatch:CrossMatch",
 }
 
 NEEDS_TEXT = frozenset({"vclipseg"})
