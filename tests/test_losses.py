@@ -15,6 +15,7 @@ from vclipseg.losses import (
     cross_entropy,
     dice_loss,
     one_hot,
+    patch_dice_loss,
     sharpen,
     sigmoid_rampup,
     soft_cross_entropy,
@@ -144,6 +145,29 @@ def test_class_losses_are_one_a_class():
     found = class_dice_losses(tensor(probs), one_hot(tensor(labels), 3))
     expected = [naive_dice(probs[:, c], labels == c, "linear") for c in range(3)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.4])
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_patch_dice_is_of_each_patch_and_class(num_classes, ignored):
+    _, probs, labels = made(num_classes, ignored=ignored)
+    values = []
+    for n in range(SHAPE[0]):
+        kept = labels[n] != IGNORE
+        for c in range(num_classes):
+            p, g = probs[n, c][kept], labels[n][kept] == c
+            values.append((2 * (p * g).sum() + 1e-5) / (p.sum() + g.sum() + 1e-5))
+    assert float(patch_dice_loss(tensor(probs), tensor(labels))) == number(1 - np.mean(values))
+
+
+def test_patch_dice_of_nothing_is_zero_without_gradient():
+    _, probs, labels = made(3)
+    labels[:] = IGNORE
+    probs = tensor(probs).requires_grad_()
+    loss = patch_dice_loss(probs, tensor(labels))
+    (gradient,) = torch.autograd.grad(loss, probs)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert not gradient.any()
 
 
 # Cross-entropy

@@ -103,3 +103,17 @@ def sharpen(probs: Tensor, temperature: float) -> Tensor:
     """p^(1/T) / (p^(1/T) + (1-p)^(1/T)) for each class by itself."""
     powered = probs ** (1 / temperature)
     return powered / (powered + (1 - probs) ** (1 / temperature))
+
+
+def patch_dice_loss(probs: Tensor, labels: Tensor) -> Tensor:
+    """1 - mean over patches and classes of Dice, each patch and class by itself.
+
+    The background counts as a class. The denominator is linear, with epsilon 1e-5; voxels labeled
+    `IGNORE` are left out.
+    """
+    targets = one_hot(labels, probs.shape[1])
+    probs = probs * (labels != IGNORE)[:, None]
+    dims = (2, 3, 4)
+    overlap = (probs * targets).sum(dims)
+    dice = (2 * overlap + 1e-5) / (probs.sum(dims) + targets.sum(dims) + 1e-5)
+    return 1 - dice.mean()

@@ -93,3 +93,14 @@ def test_a_constant_map_stays_finite():
     x = torch.full(SHAPE, 3.0).to(memory_format=torch.channels_last_3d).requires_grad_()
     ours(x).square().sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+def test_one_value_a_channel_takes_the_running_statistics():
+    ours, _ = pair(8)
+    ours.running_mean += 1
+    x = torch.randn(1, 8, 1, 1, 1, requires_grad=True)
+    found = ours.train()(x)
+    assert ours.num_batches_tracked == 0
+    torch.testing.assert_close(found, ours.eval()(x))
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient.any()

@@ -16,6 +16,9 @@ METHODS = {
     "caml": "caml:CAML",
     "caussl": "caussl:CauSSL",
     "vclipseg": "vclipseg:VCLIPSeg",
+    "bcp": "bcp:BCP",
+    "ad_mt": "ad_mt:ADMT",
+    "crossmatch": "crossmatch:CrossMatch",
 }
 
 NEEDS_TEXT = frozenset({"vclipseg"})
