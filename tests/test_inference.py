@@ -27,14 +27,14 @@ from vclipseg.inference import (
     load,
     window_starts,
 )
-from vclipseg.methods.base import Method
+from vclipseg.methods.base import Method, MethodSettings, Task
 
 
 class Fake(Method):
     """Predicts by a function of the images, and remembers the shapes it saw."""
 
     def __init__(self, function):
-        super().__init__()
+        super().__init__(MethodSettings(), Task(1, ("background", "organ"), 1))
         self.function = function
         self.shapes = []
 
