@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy import LATE, NAMES, RECIPES, batch_for, build, fast, fit, foreground_dice, make_batch
+from toy import (
+    LATE,
+    NAMES,
+    RECIPES,
+    batch_for,
+    build,
+    fast,
+    fit,
+    foreground_dice,
+    make_batch,
+    make_sure,
+)
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.errors import UsageError
 from vclipseg.losses import IGNORE
@@ -60,6 +71,7 @@ def test_a_class_missing_from_a_patch_gives_no_nan(name, preset_name):
 def test_each_term_teaches_the_trained_weights(name, preset_name):
     """A term without a gradient is a term that is not there."""
     method = build(name, preset_name, dropout=0.0)
+    make_sure(method)
     batch = batch_for(method, size=32)
     mask = method.predict(batch.images).argmax(1)  # labels that the network agrees with somewhere
     batch = replace(batch, labels=mask[: batch.num_labeled])
@@ -172,7 +184,7 @@ def test_several_channels(name):
 def test_predict_gives_probabilities(name, preset_name, size):
     method = build(name, preset_name, num_classes=3).eval()
     with torch.no_grad():
-        probs = method.predict(batch_for(method, size=size, num_classes=3).images)
+        probs = method.predict(make_batch(size=size, num_classes=3).images)
     assert probs.shape == (4, 3, *size)
     assert probs.min() >= 0
     torch.testing.assert_close(probs.sum(1), torch.ones(4, *size))

@@ -9,6 +9,7 @@ from vclipseg.errors import UsageError
 
 METHODS = {
     "supervised": "supervised:Supervised",
+    "arco": "arco:Arco",
     "vclipseg": "vclipseg:VCLIPSeg",
 }
 
