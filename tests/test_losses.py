@@ -13,7 +13,9 @@ from vclipseg.losses import (
     add,
     class_dice_losses,
     cross_entropy,
+    cross_entropy_by_image,
     dice_loss,
+    info_nce,
     one_hot,
     patch_dice_loss,
     sharpen,
@@ -211,6 +213,49 @@ def test_soft_cross_entropy_of_nothing_is_zero():
     logits, probs, _ = made()
     nothing = torch.zeros(SHAPE)
     assert float(soft_cross_entropy(tensor(logits), tensor(probs), nothing)) == 0
+
+
+def test_cross_entropy_by_image_is_over_the_voxels_with_a_loss():
+    logits, probs, labels = made(3, ignored=0.3)
+    weights = np.array([0.25, 0.0])
+    total, count = 0.0, 0
+    for row, weight in enumerate(weights):
+        for voxel in np.ndindex(*SHAPE[1:]):
+            label = labels[(row, *voxel)]
+            if label != IGNORE and weight > 0:
+                total -= weight * np.log(probs[(row, label, *voxel)])
+                count += 1
+    found = cross_entropy_by_image(tensor(logits), tensor(labels), tensor(weights))
+    assert float(found) == number(total / count)
+
+
+def test_cross_entropy_by_image_of_nothing_is_zero_with_a_gradient():
+    logits, _, labels = made()
+    for rows in (0, 2):
+        z = tensor(logits)[:rows].requires_grad_()
+        value = cross_entropy_by_image(z, tensor(labels)[:rows], torch.zeros(rows))
+        value.backward()
+        assert float(value.detach()) == 0
+        assert not z.grad.any()
+
+
+# Contrast
+
+
+def test_info_nce_formula():
+    rng = np.random.default_rng(0)
+    anchors, positive = rng.normal(size=(5, 4)), rng.normal(size=4)
+    negatives = rng.normal(size=(5, 7, 4))
+
+    def cos(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    losses = []
+    for a, row in zip(anchors, negatives, strict=True):
+        powers = [np.exp(cos(a, n) / 0.5) for n in (positive, *row)]
+        losses.append(-np.log(powers[0] / sum(powers)))
+    found = info_nce(tensor(anchors), tensor(positive), tensor(negatives), 0.5)
+    assert float(found) == number(np.mean(losses))
 
 
 # The rest

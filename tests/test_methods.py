@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toy import LATE, NAMES, RECIPES, batch_for, build, fast, fit, foreground_dice, make_batch
+from toy import (
+    LATE,
+    NAMES,
+    RECIPES,
+    batch_for,
+    build,
+    fast,
+    fit,
+    foreground_dice,
+    make_batch,
+    make_sure,
+)
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.errors import UsageError
 from vclipseg.losses import IGNORE
@@ -65,6 +76,7 @@ def test_a_class_missing_from_a_patch_gives_no_nan(name, preset_name):
 def test_each_term_teaches_the_trained_weights(name, preset_name):
     """A term without a gradient is a term that is not there."""
     method = build(name, preset_name, dropout=0.0, **unsure(name))
+    make_sure(method)
     batch = batch_for(method, size=32)
     mask = method.predict(batch.images).argmax(1)  # labels that the network agrees with somewhere
     batch = replace(batch, labels=mask[: batch.num_labeled])

@@ -9,6 +9,7 @@ import torch
 from vclipseg.mixing import (
     box_mask,
     centered_boxes,
+    cutmix_box,
     maybe_boxes,
     paste,
     random_box,
@@ -156,3 +157,33 @@ def test_boxes_of_thin_patches(shape):
     for seed in range(20):
         assert maybe_boxes(2, shape, generator(seed)).shape == (2, *shape)
         assert centered_boxes(2, shape, generator(seed)).shape == (2, *shape)
+
+
+def corners(box):
+    """First and last voxel along each axis."""
+    held = [box.any(d2).any(d1).nonzero().flatten() for d1, d2 in ((1, 2), (0, 2), (0, 1))]
+    return [(int(h[0]), int(h[-1])) for h in held]
+
+
+def test_cutmix_box_is_the_published_one():
+    for seed in range(60):
+        box = cutmix_box((112, 112, 80), generator(seed))
+        (x0, x1), (y0, y1), (z0, z1) = corners(box)
+        width = y1 - y0 + 1
+        assert 57 <= width <= 111
+        assert x1 - x0 + 1 == round(6272 / width)
+        assert z1 - z0 + 1 == 10
+        assert z0 <= 60
+        assert int(box.sum()) == (x1 - x0 + 1) * width * 10  # in one piece
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (17, 24, 6), (64, 64, 48), (3, 2, 1)])
+def test_cutmix_box_fits_any_patch(shape):
+    boxes = torch.stack([cutmix_box(shape, generator(seed)) for seed in range(100)])
+    assert boxes.shape[1:] == shape
+    planes = boxes.any(3).float().mean((1, 2))
+    assert (planes - 0.5).abs().max() <= 1 / min(shape[:2])  # half of the plane, rounded
+    reached = boxes.any(0)
+    assert reached.any(2).any(1).all()
+    assert reached.any(2).any(0).all()
+    assert reached.any(1).any(0).sum() >= 0.75 * shape[2]

@@ -117,3 +117,28 @@ def patch_dice_loss(probs: Tensor, labels: Tensor) -> Tensor:
     overlap = (probs * targets).sum(dims)
     dice = (2 * overlap + 1e-5) / (probs.sum(dims) + targets.sum(dims) + 1e-5)
     return 1 - dice.mean()
+
+
+def cross_entropy_by_image(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy times a weight an image (B,), mean over the voxels where that is above 0.
+
+    Voxels labeled `IGNORE` are left out; 0 where no voxel counts.
+    """
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    losses = losses * weights[:, None, None, None]
+    return losses.sum() / (losses.detach() > 0).sum().clamp(min=1)
+
+
+def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """-log of the share of exp(cos / T) that each anchor's positive has among all, mean over anchors.
+
+    Args:
+        anchors: (N, E).
+        positive: (E,), one for all of them.
+        negatives: (N, M, E), M for each.
+        temperature: T.
+    """
+    near = F.cosine_similarity(anchors, positive[None], dim=1)
+    far = F.cosine_similarity(anchors[:, None], negatives, dim=2)
+    logits = torch.cat([near[:, None], far], 1) / temperature
+    return -logits.log_softmax(1)[:, 0].mean()

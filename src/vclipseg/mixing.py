@@ -92,3 +92,19 @@ def maybe_boxes(
     """A `stretched_box` for each of `count` rows, (N, X, Y, Z), in half of the cases an empty one."""
     boxes = torch.stack([stretched_box(shape, generator, reverse=reverse) for _ in range(count)])
     return boxes & (torch.rand((count, 1, 1, 1), generator=generator) < 0.5)
+
+
+def cutmix_box(shape: tuple[int, int, int], generator: torch.Generator | None) -> Tensor:
+    """A boolean (X, Y, Z) mask, true in a flat box that takes half of the plane X Y.
+
+    Between half and all of Y, as much of X as the area asks, an eighth of Z within its first seven
+    eighths: ARCO's box of 57..111 by 6272/57..111 by 10 voxels, for patches of any size.
+    """
+    x, y, z = shape
+    width = int(torch.randint(y // 2 + 1, max(y, y // 2 + 2), (), generator=generator))
+    sides = (round(x * y / 2 / width), width, max(1, round(z / 8)))
+    rooms = (x - sides[0], y - width, min(z - sides[2], 3 * z // 4))
+    mask = torch.zeros(shape, dtype=torch.bool)
+    starts = [int(torch.randint(room + 1, (), generator=generator)) for room in rooms]
+    mask[tuple(slice(a, a + n) for a, n in zip(starts, sides, strict=True))] = True
+    return mask

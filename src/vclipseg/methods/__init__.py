@@ -14,6 +14,7 @@ METHODS = {
     "cps": "cps:CPS",
     "mcnet": "mcnet:MCNet",
     "caml": "caml:CAML",
+    "arco": "arco:Arco",
     "caussl": "caussl:CauSSL",
     "vclipseg": "vclipseg:VCLIPSeg",
     "bcp": "bcp:BCP",
