@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 
@@ -26,3 +28,15 @@ def fuse(probs: list[Tensor], dices: Tensor, weighting: str) -> Tensor:
         return ((-entropy).softmax(0) * stacked).sum(0)
     weights = (1 - dices.sigmoid()).softmax(0)
     return torch.einsum("d,d...->...", weights, stacked)
+
+
+def largest_components(labels: Tensor) -> Tensor:
+    """Labels (N, X, Y, Z) with all but the largest piece of each class of each patch made background."""
+    found = labels.cpu().numpy()
+    kept = np.zeros_like(found)
+    for patch, into in zip(found, kept, strict=True):
+        for k in np.unique(patch[patch > 0]):
+            pieces, _ = ndimage.label(patch == k, np.ones((3, 3, 3)))
+            sizes = np.bincount(pieces.ravel())
+            into[pieces == 1 + sizes[1:].argmax()] = k
+    return torch.from_numpy(kept).to(labels.device)

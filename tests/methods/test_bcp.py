@@ -10,9 +10,10 @@ import torch
 from scipy import ndimage
 
 from toy import LATE, batch_for, build, fast, fit, make_batch
+from vclipseg.labeling import largest_components
 from vclipseg.losses import IGNORE
 from vclipseg.methods import preset
-from vclipseg.methods.bcp import BCPSettings, largest_components
+from vclipseg.methods.bcp import BCPSettings
 from vclipseg.mixing import random_box
 from vclipseg.training import TrainSettings, learning_rate
 

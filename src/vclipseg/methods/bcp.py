@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator
-from scipy import ndimage
 from torch import Tensor
 
 from vclipseg.data.batch import Batch
+from vclipseg.labeling import largest_components
 from vclipseg.losses import IGNORE, cross_entropy, patch_dice_loss
 from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
 from vclipseg.mixing import random_box
@@ -123,18 +122,6 @@ def compare(logits: Tensor, labels: Tensor) -> Tensor:
 def within(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """`compare` inside a mask (X, Y, Z)."""
     return compare(logits, labels.where(mask, IGNORE))
-
-
-def largest_components(labels: Tensor) -> Tensor:
-    """Labels (N, X, Y, Z) with all but the largest piece of each class of each patch made background."""
-    found = labels.cpu().numpy()
-    kept = np.zeros_like(found)
-    for patch, into in zip(found, kept, strict=True):
-        for k in np.unique(patch[patch > 0]):
-            pieces, _ = ndimage.label(patch == k, np.ones((3, 3, 3)))
-            sizes = np.bincount(pieces.ravel())
-            into[pieces == 1 + sizes[1:].argmax()] = k
-    return torch.from_numpy(kept).to(labels.device)
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

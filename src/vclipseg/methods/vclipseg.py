@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vclipseg.data.batch import Batch
-from vclipseg.labeling import fuse
+from vclipseg.labeling import fuse, largest_components
 from vclipseg.losses import (
     IGNORE,
     DiceForm,
@@ -74,6 +74,9 @@ class VCLIPSegSettings(MethodSettings):
     """Patches that pseudo-labels supervise; the authors' code takes the labeled ones too."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Pseudo-labels below this probability are left out."""
+    largest_component: bool = False
+    """Pseudo-labels of a class outside its largest connected piece become background: for organs that are
+    in one piece, as BCP does. Only hard pseudo-labels."""
     temperature: Annotated[float, Field(gt=0)] = 0.1
     """Of the sharpening that replaces dynamic labeling where it is off."""
     heads: Literal[1, 2] = 2
@@ -180,6 +183,8 @@ class VCLIPSeg(Method):
         s = self.settings
         mixture = fuse(guides, dices, s.dlb_weighting)
         confidence, labels = mixture.max(1)
+        if s.largest_component:
+            labels = largest_components(labels)
         kept = (confidence >= s.threshold).float()
         if s.dlb_apply_to == "unlabeled":
             kept = kept * (known == IGNORE)
