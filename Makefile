@@ -12,7 +12,7 @@ demo: $(READY)
 
 # Every test, the slow ones too (a reduced demo among them).
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # Format, lint, types, import layers, fast tests.
 check: $(READY)
@@ -20,7 +20,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 # Everything a developer needs.
 dev: $(READY)

@@ -23,6 +23,8 @@ from vclipseg.training import (
     train,
 )
 
+SLOW = pytest.mark.slow
+
 
 class Spring(Method):
     """One weight, pulled to the mean of the batch: L = 0.5 (w - m)^2."""
@@ -338,7 +340,13 @@ def logged(folder, settings, stop=None):
     return begin
 
 
-@pytest.mark.parametrize(("name", "preset"), RECIPES, ids=["-".join(recipe) for recipe in RECIPES])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(*recipe, id="-".join(recipe), marks=() if "robust" in recipe else SLOW)
+        for recipe in RECIPES
+    ],
+)
 def test_a_resumed_run_equals_an_unbroken_one(name, preset, tmp_path):
     """Weights, optimizer, average and log; it is stopped amid the rows of steps 2 and 4."""
     settings = fast(steps=4, log_every=2)
