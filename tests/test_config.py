@@ -120,7 +120,7 @@ def test_each_mistake_has_a_line():
 
 
 def test_unknown_names_are_answered_with_the_known():
-    with pytest.raises(UsageError, match="no method 'unet'; there are supervised, vclipseg"):
+    with pytest.raises(UsageError, match=f"no method 'unet'; there are {', '.join(METHODS)}"):
         load_experiment(None, ["method.name=unet"])
     with pytest.raises(UsageError, match=r"no preset 'best'; it has .*faithful"):
         load_experiment(None, ["method.preset=best"])

@@ -288,7 +288,7 @@ def test_settings_are_frozen_and_know_their_name(name):
 
 
 def test_unknown_method_and_preset():
-    with pytest.raises(UsageError, match="no method 'nnunet'; there are supervised, vclipseg"):
+    with pytest.raises(UsageError, match=f"no method 'nnunet'; there are {', '.join(METHODS)}"):
         method_class("nnunet")
     with pytest.raises(UsageError, match="supervised has no preset 'x'; it has faithful, robust"):
         preset("supervised", "x")
