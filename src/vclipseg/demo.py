@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "text": {"source": "orthogonal"},
     "prepare": {"spacing": [2.0, 2.0, 2.0]},
     "augment": {"intensity": 0.2},
-    "train": {"steps": 300, "patch": [48, 48, 32], "checkpoint_every": 50},
+    "train": {"steps": 600, "patch": [48, 48, 32], "checkpoint_every": 50},
     "evaluate": {"nsd_tolerance_mm": 2.0},
 }
 REDUCED: dict[str, Any] = {"steps": 4, "patch": [32, 32, 32], "tensorboard": False}
