@@ -100,7 +100,7 @@ def finish(run: Run, console: Console, data: Path | None = None) -> Run:
         class_names=run.experiment.data.class_names,
         label_values=run.experiment.data.label_values,
     )
-    if any(case.label for case in dataset.test):
+    if any(case.label and case.case_id in run.split.test for case in dataset.cases):
         evaluate_run(run, console, data)
     write_report([run.folder], data_root=data)
     return run

@@ -37,6 +37,11 @@ class DataSettings(Settings):
     """Number of labeled cases (the first of the list), or their ids; all when left out."""
     draw: int | None = None
     """Seed to draw the labeled cases at random instead of taking the first."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """Cross-validation: test this part, counted from 0, of the training cases with labels, instead of
+    the data set's own test cases."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Parts of the cross-validation."""
     transductive: bool = False
     """Train on the test images as unlabeled ones; every report says so."""
     class_names: tuple[str, ...] | None = None
@@ -90,6 +95,10 @@ def load_experiment(
         UsageError: a file, key or value is wrong; the message has a line for each mistake.
     """
     values = read_recipe(recipe) if recipe else {}
+    if "grid" in values:
+        raise UsageError(
+            f"{recipe}: a grid of experiments; run it with `vclipseg benchmark {recipe}`"
+        )
     for override in overrides:
         merge(values, parse_override(override))
     return build_experiment(values, defaults or {}, source=str(recipe) if recipe else "settings")

@@ -65,6 +65,28 @@ def test_test_images_train_only_if_transductive(root):
     assert split.transductive
 
 
+def test_folds_test_each_labeled_case_once(root):
+    dataset = open_dataset(root)
+    splits = [split_cases(dataset, labeled=2, fold=fold, folds=3) for fold in range(3)]
+    assert [split.test for split in splits] == [("a", "d"), ("b", "e"), ("c", "f")]
+    assert splits[1].labeled == ("a", "c")  # the first two that are left
+    assert splits[1].unlabeled == ("d", "f", "u")
+    assert (splits[1].fold, splits[1].folds) == (1, 3)
+    assert len({split.hash for split in [*splits, split_cases(dataset, labeled=2)]}) == 4
+    drawn = split_cases(dataset, labeled=2, fold=1, folds=3, draw=0)
+    assert drawn.test == ("b", "e")
+    assert not {"b", "e"} & {*drawn.labeled, *drawn.unlabeled}
+
+
+def test_folds_keep_a_subject_on_one_side(root):
+    dataset = open_dataset(root)
+    shared = {"a": "s", "e": "s", "u": "s"}
+    cases = tuple(replace(c, subject=shared.get(c.case_id, c.subject)) for c in dataset.cases)
+    split = split_cases(replace(dataset, cases=cases), fold=0, folds=5)
+    assert split.test == ("a", "e")
+    assert "u" not in split.unlabeled  # another scan of a test subject
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -76,6 +98,9 @@ def test_test_images_train_only_if_transductive(root):
         {"labeled": []},
         {"draw": 1},
         {"labeled": ["a"], "draw": 1},
+        {"fold": 5},
+        {"fold": 0, "folds": 7},
+        {"labeled": 6, "fold": 0, "folds": 6},
     ],
 )
 def test_requests_that_cannot_be_met(root, arguments):
@@ -117,7 +142,9 @@ def test_the_hash_knows_ids_roles_and_content(root):
 
 
 def test_split_survives_json(root):
-    split = split_cases(open_dataset(root), labeled=2, draw=5, transductive=True)
+    split = split_cases(open_dataset(root), labeled=2, draw=5, transductive=True, fold=1, folds=2)
     assert Split.from_json(json.loads(json.dumps(split.to_json()))) == split
+    earlier = {k: v for k, v in split.to_json().items() if k not in ("fold", "folds")}
+    assert Split.from_json(earlier).fold is None
     with pytest.raises(DataError, match=r"splits\.json"):
         Split.from_json({"train": ["a"]})

@@ -29,6 +29,8 @@ class Split:
         unlabeled: All other train cases; with `transductive` the test cases too.
         seed: Of the draw of the labeled cases; None if they were not drawn.
         hash: Over ids, roles and the content of the files that the roles allow to be read.
+        fold: Which part of the labeled train cases is the test, of `folds`; None if the data set's
+            own test cases are.
     """
 
     labeled: tuple[str, ...]
@@ -37,6 +39,8 @@ class Split:
     seed: int | None
     transductive: bool
     hash: str
+    fold: int | None = None
+    folds: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What splits.json of a run folder holds."""
@@ -62,6 +66,8 @@ def split_cases(
     labeled: int | Sequence[str] | None = None,
     draw: int | None = None,
     transductive: bool = False,
+    fold: int | None = None,
+    folds: int = 5,
 ) -> Split:
     """Decide which cases training sees with labels, which without, and which it never sees.
 
@@ -71,15 +77,21 @@ def split_cases(
             None takes all that have labels. All other train cases become unlabeled.
         draw: Seed to draw that number at random instead, subject by subject.
         transductive: Train on the images (never the labels) of the test cases as well.
+        fold: Cross-validation: of the subjects with labels in the train order, every `folds`-th
+            beginning with this one is the test; the data set's own test cases have no role.
+        folds: In how many parts.
 
     Raises:
-        UsageError: There are not so many labeled cases, or an id is not one of them.
+        UsageError: There are not so many labeled cases or folds, or an id is not one of them.
         DataError: A subject has cases in train and in test.
     """
     _refuse_shared_subjects(dataset)
-    chosen = _choose(dataset, labeled, draw)
-    test = tuple(c.case_id for c in dataset.test)
-    others = tuple(c.case_id for c in dataset.train if c.case_id not in set(chosen))
+    train, held_out = dataset.train, dataset.test
+    if fold is not None:
+        train, held_out = _fold(dataset, fold, folds)
+    chosen = _choose(dataset, [c for c in train if c.label], labeled, draw)
+    test = tuple(c.case_id for c in held_out)
+    others = tuple(c.case_id for c in train if c.case_id not in set(chosen))
     unlabeled = others + test if transductive else others
     return Split(
         labeled=chosen,
@@ -88,7 +100,22 @@ def split_cases(
         seed=draw,
         transductive=transductive,
         hash=_hash_roles(dataset, {"labeled": chosen, "unlabeled": unlabeled, "test": test}),
+        fold=fold,
+        folds=None if fold is None else folds,
     )
+
+
+def _fold(dataset: Dataset, fold: int, folds: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Train and test cases of one fold; no subject is in both."""
+    subjects = list(dict.fromkeys(c.subject for c in dataset.labeled))
+    if not 2 <= folds <= len(subjects) or not 0 <= fold < folds:
+        raise UsageError(
+            f"{dataset.root}: fold {fold} of {folds} asked for; the {len(subjects)} subjects with "
+            f"labels make 2 to {len(subjects)} folds, counted from 0."
+        )
+    held_out = set(subjects[fold::folds])
+    test = tuple(c for c in dataset.labeled if c.subject in held_out)
+    return tuple(c for c in dataset.train if c.subject not in held_out), test
 
 
 def _refuse_shared_subjects(dataset: Dataset) -> None:
@@ -101,9 +128,11 @@ def _refuse_shared_subjects(dataset: Dataset) -> None:
 
 
 def _choose(
-    dataset: Dataset, labeled: int | Sequence[str] | None, draw: int | None
+    dataset: Dataset,
+    candidates: Sequence[Case],
+    labeled: int | Sequence[str] | None,
+    draw: int | None,
 ) -> tuple[str, ...]:
-    candidates = dataset.labeled
     if not candidates:
         raise DataError(f"{dataset.root}: no train case has labels. Annotate at least one.")
     if labeled is None and draw is None:
