@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from vclipseg import records
 from vclipseg.scores import CaseScore
 
@@ -25,6 +27,9 @@ FACTS = {
     "commit": "abc1234",
 }
 
+BASE = np.linspace(0.5, 0.8, 8)
+GAIN = np.linspace(0.05, 0.09, 8)
+
 
 def make_scores(dice=(0.5, 0.7, 0.9), failures=0):
     """One class; the first cases are failures."""
@@ -45,3 +50,12 @@ def make_record(scores=None, lcc=False, protocol="strict", **facts):
     return records.run_record(
         scores or make_scores(), lcc=lcc, protocol=protocol, **(FACTS | facts)
     )
+
+
+def add_run(grid, method, dice, *, seed=0, failures=0, protocol="strict", lcc=(False,), **facts):
+    """Record a run of a method whose hash is made of what tells it apart."""
+    scores = make_scores(dice, failures)
+    name = f"{method}-{seed}-" + "-".join(f"{key}{value}" for key, value in facts.items())
+    facts = {"settings_hash": name, "method": method, "seed": seed} | facts
+    rows = [make_record(scores, lcc=kept, protocol=protocol, **facts) for kept in lcc]
+    records.record(grid, rows, scores)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,21 @@ def record(grid: Path, records: Sequence[RunRecord], scores: Sequence[CaseScore]
     Args:
         grid: `results/<grid>`, made when it is not there.
         records: the run's rows, such as one with and one without largest component; all with one
-            `settings_hash`.
+            `settings_hash` and protocol.
         scores: the rows of its cases.csv.
 
     Raises:
         ValueError: the rows are of different runs.
     """
-    hashes = {row.settings_hash for row in records}
-    if len(hashes) != 1:
-        raise ValueError(f"one run is recorded at a time, not {sorted(hashes)}")
-    kept = [row for row in read_runs(grid) if row.settings_hash not in hashes]
-    cases = [row for row in _rows(grid / "cases.csv") if row["settings_hash"] not in hashes]
+    runs = {(row.settings_hash, row.protocol) for row in records}
+    if len(runs) != 1:
+        raise ValueError(f"one run is recorded at a time, not {sorted(runs)}")
+    kept = [row for row in read_runs(grid) if (row.settings_hash, row.protocol) not in runs]
+    cases = [
+        row
+        for row in _rows(grid / "cases.csv")
+        if (row["settings_hash"], row["protocol"]) not in runs
+    ]
     for row in records:
         chosen = [vars(score) for score in scores if score.lcc == row.lcc]
         key = {"settings_hash": row.settings_hash, "protocol": row.protocol, "weights": row.weights}
@@ -171,9 +175,23 @@ def read_cases(grid: Path) -> dict[tuple[str, ...], list[CaseScore]]:
     return cases
 
 
-def recorded(grid: Path) -> set[str]:
+def recorded(grid: Path, protocol: Protocol = "strict") -> set[str]:
     """The `settings_hash` of each run that a grid has: what need not be run again."""
-    return {row.settings_hash for row in read_runs(grid)}
+    return {row.settings_hash for row in read_runs(grid) if row.protocol == protocol}
+
+
+def take_over(
+    source: Path, grid: Path, settings_hash: str, protocol: Protocol, preset: str
+) -> None:
+    """Copy a run of another grid's record, its preset column as this grid has it."""
+    rows = [
+        row
+        for row in read_runs(source)
+        if (row.settings_hash, row.protocol) == (settings_hash, protocol)
+    ]
+    cases = read_cases(source)
+    scores = [score for row in rows for score in cases.get(row.key, ())]
+    record(grid, [replace(row, preset=preset) for row in rows], scores)
 
 
 def forget(grid: Path, method: str) -> int:

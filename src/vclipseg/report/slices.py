@@ -35,20 +35,25 @@ def planes(case: ShownCase, run: int, class_names: Sequence[str]) -> list[Panel]
     Radiological: the patient's right is on the left, anterior or superior is up.
     """
     prediction = case.predictions.get(run)
+    return [
+        _panel(plane, cut, case, prediction, class_names, run) for plane, cut in cuts(case).items()
+    ]
+
+
+def cuts(case: ShownCase) -> dict[str, Cut]:
+    """Plane -> the cut through the largest cross-section of the reference, around all masks."""
     masks = [mask for mask in (case.reference, *case.predictions.values()) if mask is not None]
     union = np.any([mask > 0 for mask in masks], axis=0)  # (X, Y, Z)
     center_of = next((mask > 0 for mask in masks if mask.any()), union)
     box = _box(union, case.spacing)
-    panels = []
-    for plane, axis in PLANES.items():
-        index = _largest_slice(center_of, axis)
-        cut = _Cut(case.spacing, axis, index, box)
-        panels.append(_panel(plane, cut, case, prediction, class_names, run))
-    return panels
+    return {
+        plane: Cut(case.spacing, axis, _largest_slice(center_of, axis), box)
+        for plane, axis in PLANES.items()
+    }
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """One plane: how a volume becomes a picture with rows down and columns right."""
 
     spacing: tuple[float, float, float]
@@ -79,7 +84,7 @@ class _Cut:
 
 def _panel(
     plane: str,
-    cut: _Cut,
+    cut: Cut,
     case: ShownCase,
     prediction: np.ndarray | None,
     class_names: Sequence[str],
@@ -99,7 +104,7 @@ def _panel(
     return Panel(plane, width, svg.format(width, height, told, Markup("").join(parts)))
 
 
-def _picture(cut: _Cut, image: np.ndarray | None, width: float, height: float) -> Markup:
+def _picture(cut: Cut, image: np.ndarray | None, width: float, height: float) -> Markup:
     if image is None:
         return Markup('<rect width="{:.2f}" height="{:.2f}" fill="#222"/>').format(width, height)
     low, high = np.percentile(image[cut.box], (0.5, 99.5))
@@ -119,7 +124,7 @@ def png_url(picture: Image.Image) -> str:
 
 
 def _outlines(
-    cut: _Cut, mask: np.ndarray, look: str, who: str, class_names: Sequence[str]
+    cut: Cut, mask: np.ndarray, look: str, who: str, class_names: Sequence[str]
 ) -> Markup:
     """Boundaries of every class; the line style tells the class, the colour who drew it."""
     picture = cut(mask)

@@ -112,11 +112,17 @@ def error_limit(scenes: Sequence[Scene]) -> float:
 
 def draw(scene: Scene, size: int = 260) -> dict[str, str]:
     """Panel title -> PNG data URL, from the viewer's first point of view."""
+    titles = [panel.title for panel in scene.panels]
+    return dict(zip(titles, map(png_url, pictures(scene, size)), strict=False))
+
+
+def pictures(scene: Scene, size: int) -> list[Image.Image]:
+    """Each panel from the viewer's first point of view, all to one scale; none without a surface."""
     points = [mesh.points for panel in scene.panels for mesh in panel.meshes]
     if not points:
-        return {}
+        return []
     center, reach = _extent(points)
-    return {panel.title: _draw_panel(panel, center, reach, size) for panel in scene.panels}
+    return [_draw_panel(panel, center, reach, size) for panel in scene.panels]
 
 
 def _mesh(
@@ -228,7 +234,7 @@ def _rotation() -> np.ndarray:
     return np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ yaw @ front
 
 
-def _draw_panel(panel: Panel, center: np.ndarray, reach: float, size: int) -> str:
+def _draw_panel(panel: Panel, center: np.ndarray, reach: float, size: int) -> Image.Image:
     """Triangles from back to front, shaded by how they face the viewer."""
     canvas = Image.new("RGBA", (2 * size, 2 * size))
     brush = ImageDraw.Draw(canvas)
@@ -246,4 +252,4 @@ def _draw_panel(panel: Panel, center: np.ndarray, reach: float, size: int) -> st
         pixels = size + corners[..., :2] * [0.97 * size, -0.97 * size]
         for i in np.argsort(corners[..., 2].mean(1)):
             brush.polygon([tuple(p) for p in pixels[i]], fill=(*shades[i].tolist(), 255))
-    return png_url(canvas.resize((size, size), Image.Resampling.LANCZOS))
+    return canvas.resize((size, size), Image.Resampling.LANCZOS)

@@ -1,0 +1,86 @@
+"""grid.json of a record: what its tables say besides numbers. The grid writes it, the tables read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vclipseg.errors import DataError
+from vclipseg.files import write_text
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """A method of the grid, by the `method` and `preset` columns of runs.csv.
+
+    Attributes:
+        published: name of the published figure beside it, where it is not the usual one.
+        notes: what it does otherwise than the others.
+    """
+
+    method: str
+    preset: str
+    published: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GridFacts:
+    """What is known of a record beside its rows.
+
+    Attributes:
+        title: heading of the tables.
+        published: data set of the published figures, None where there are none.
+        full_size: runs are as wide and as large as the published ones.
+        common: what all cells share, as one sentence.
+        nsd_tolerance_mm: of the surface Dice.
+        methods: in the order of the tables.
+        failed: cells that failed when the grid was last run, and why.
+    """
+
+    title: str = ""
+    published: str | None = None
+    full_size: bool = False
+    common: str = ""
+    nsd_tolerance_mm: float | None = None
+    methods: tuple[MethodFacts, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+
+    def of(self, method: str, preset: str) -> MethodFacts:
+        """What is known of a row; nothing where the grid no longer has it."""
+        for facts in self.methods:
+            if (facts.method, facts.preset) == (method, preset):
+                return facts
+        return MethodFacts(method, preset)
+
+    def place(self, method: str, preset: str) -> int:
+        """Position of a row in the tables; last where the grid no longer has it."""
+        known = [(facts.method, facts.preset) for facts in self.methods]
+        return known.index((method, preset)) if (method, preset) in known else len(known)
+
+
+def write_facts(grid: Path, facts: GridFacts) -> None:
+    """Write grid.json."""
+    write_text(grid / "grid.json", json.dumps(asdict(facts), indent=2) + "\n")
+
+
+def read_facts(grid: Path) -> GridFacts:
+    """Read grid.json; nothing is known where it is not there.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = grid / "grid.json"
+    if not path.is_file():
+        return GridFacts()
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        methods = tuple(
+            MethodFacts(**{**entry, "notes": tuple(entry["notes"])}) for entry in content["methods"]
+        )
+        failed = tuple((cell, why) for cell, why in content["failed"])
+        return GridFacts(**{**content, "methods": methods, "failed": failed})
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}). Run the grid again.") from error

@@ -1,0 +1,228 @@
+"""What is made of a grid's runs.csv and cases.csv: sections of rows with intervals and paired tests.
+
+A section has the runs that may be compared: one data set, label budget, network width, protocol and
+post-processing. A row is a method over its seeds, draws and folds, beside the supervised baseline of the
+same number of steps, the best method of the section, and the published figure. `files.py` writes
+them down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from vclipseg.records import RunRecord, read_cases, read_runs
+from vclipseg.scores import CaseScore
+from vclipseg.statistics import Comparison, Interval, adjust
+from vclipseg.tables.facts import GridFacts, read_facts
+from vclipseg.tables.groups import (
+    BASELINE,
+    Group,
+    case_ids_of,
+    compare_groups,
+    group_key,
+    grouped,
+    matrix_of,
+    replicate_order,
+)
+from vclipseg.tables.published import Figure, published
+from vclipseg.tables.ranking import Ranking, rank_methods
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A method in a section.
+
+    Attributes:
+        group: its runs.
+        to_baseline: its Dice minus the supervised baseline's, None for that and where there is none.
+        to_best: its Dice minus that of the best method, None for that.
+        is_best: no method of the section has a higher mean Dice.
+        figure: what the literature reports.
+        notes: what it does otherwise than the others.
+        components: the same runs with only the largest component of each class.
+    """
+
+    group: Group
+    to_baseline: Comparison | None
+    to_best: Comparison | None
+    is_best: bool
+    figure: Figure | None
+    notes: tuple[str, ...]
+    components: Group | None
+
+    @property
+    def failures(self) -> int:
+        """Empty predictions."""
+        return sum(record.failures for record in self.group.records)
+
+    @property
+    def scored(self) -> int:
+        """Predictions, of a class in a case in a run."""
+        lcc = self.group.first.lcc
+        return sum(score.lcc == lcc for scores in self.group.scores for score in scores)
+
+    @property
+    def seconds(self) -> float:
+        """Mean time of a training."""
+        return float(np.mean([record.seconds for record in self.group.records]))
+
+    @property
+    def gap(self) -> float | None:
+        """Mean Dice minus the published one."""
+        mean = self.interval("dice").mean
+        return None if self.figure is None or mean is None else mean - self.figure.dice
+
+    @cached_property
+    def _intervals(self) -> dict[str, Interval]:
+        return {}
+
+    def interval(self, metric: str) -> Interval:
+        """`Group.interval`, computed once."""
+        if metric not in self._intervals:
+            self._intervals[metric] = self.group.interval(metric)
+        return self._intervals[metric]
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Rows that may be compared, the supervised baseline first."""
+
+    rows: tuple[Row, ...]
+    facts: GridFacts
+
+    @property
+    def first(self) -> RunRecord:
+        """One of the runs, for what all have in common."""
+        return self.rows[0].group.first
+
+    @property
+    def title(self) -> str:
+        """What the section holds."""
+        run = self.first
+        kept = "the largest component of each class" if run.lcc else "the mask as predicted"
+        marked = ", paper protocol" if run.protocol == "paper" else ""
+        return f"{run.dataset}, {run.labeled} labeled, {run.filters} filters, {kept}{marked}"
+
+    @property
+    def cases(self) -> set[str]:
+        """The test cases."""
+        groups = (row.group for row in self.rows)
+        return {score.case_id for group in groups for scores in group.scores for score in scores}
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Of all methods with the baseline."""
+        return [row.to_baseline for row in self.rows if row.to_baseline]
+
+    @property
+    def size(self) -> str:
+        """Data set and width: sections that differ in their labels only have it in common."""
+        return f"{self.first.dataset}, {self.first.filters} filters"
+
+    @property
+    def is_main(self) -> bool:
+        """The strict protocol, masks as predicted: what figures and summaries are made of."""
+        return self.first.protocol == "strict" and not self.first.lcc
+
+    def ranking(self) -> Ranking | None:
+        """Mean ranks by Dice over the test cases, None for fewer than three methods or six cases."""
+        means = [row.group.case_means("dice") for row in self.rows]
+        table = matrix_of(means, case_ids_of(means))
+        return rank_methods([row.group.name for row in self.rows], table)
+
+
+def read_sections(grid: Path) -> list[Section]:
+    """The sections of a grid, strict before paper protocol.
+
+    Raises:
+        DataError: runs.csv, cases.csv or grid.json is damaged.
+    """
+    facts, cases = read_facts(grid), read_cases(grid)
+    by_section = grouped(read_runs(grid), _section_key)
+    groups = {key: _groups(by_section[key], cases, facts) for key in sorted(by_section)}
+    return [_section(key, groups, facts) for key in groups]
+
+
+def _section_key(record: RunRecord) -> tuple:
+    # strict before paper
+    return record.protocol != "strict", record.dataset, record.labeled, record.filters, record.lcc
+
+
+def _groups(
+    records: Sequence[RunRecord],
+    cases: Mapping[tuple[str, ...], Sequence[CaseScore]],
+    facts: GridFacts,
+) -> list[Group]:
+    """The groups of a section: baselines first, then in the grid's order."""
+
+    def place(key: tuple) -> tuple:
+        return key[0], facts.place(key[1], key[2]), key
+
+    by_key = grouped(sorted(records, key=replicate_order), group_key)
+    return [
+        Group(tuple(runs), tuple(tuple(cases.get(run.key, ())) for run in runs))
+        for runs in (by_key[key] for key in sorted(by_key, key=place))
+    ]
+
+
+def _section(key: tuple, groups: Mapping[tuple, list[Group]], facts: GridFacts) -> Section:
+    here = groups[key]
+    largest = groups.get((*key[:-1], 1), []) if not key[-1] else []
+    components = {group_key(group.first): group for group in largest}
+    to_baseline = _adjusted({group: _baseline_of(group, here) for group in here})
+    best = max(here, key=_mean_dice)
+    to_best = _adjusted({group: None if group is best else best for group in here})
+    rows = []
+    for group in here:
+        run = group.first
+        told = facts.of(run.method, run.preset)
+        figure = published(facts.published, run.labeled, run.method, run.preset, told.published)
+        rows.append(
+            Row(
+                group,
+                to_baseline.get(group),
+                to_best.get(group),
+                group is best,
+                figure,
+                told.notes,
+                components.get(group_key(run)),
+            )
+        )
+    return Section(tuple(rows), facts)
+
+
+def _mean_dice(group: Group) -> float:
+    means = list(group.case_means("dice").values())
+    return float(np.nanmean(means)) if np.isfinite(means).any() else -np.inf
+
+
+def _adjusted(pairs: Mapping[Group, Group | None]) -> dict[Group, Comparison]:
+    """Each group compared with its other, over the runs both have; one family for Holm."""
+    found = {
+        group: compare_groups(group.shared_with(other), other.shared_with(group))
+        for group, other in pairs.items()
+        if other and group.shared_with(other).records
+    }
+    return dict(zip(found, adjust(list(found.values())), strict=True))
+
+
+def _baseline_of(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The supervised runs of as many steps, of the same preset and weights if there are such."""
+    if group.first.method == BASELINE:
+        return None
+    candidates = [
+        other
+        for other in groups
+        if other.first.method == BASELINE and other.first.steps == group.first.steps
+    ]
+
+    def likeness(other: Group) -> tuple[bool, bool]:
+        preset = group.first.preset.split(",")[0]  # without the label
+        return other.first.preset == preset, other.first.weights == group.first.weights
+
+    return max(candidates, key=likeness, default=None)

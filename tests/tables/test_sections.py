@@ -1,0 +1,137 @@
+"""Sections and rows: what is compared with what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from made_records import BASE, GAIN, add_run
+from vclipseg.statistics import bootstrap_mean_over_seeds
+from vclipseg.tables.facts import GridFacts, MethodFacts, read_facts, write_facts
+from vclipseg.tables.groups import replicate_name
+from vclipseg.tables.sections import read_sections
+
+
+def rows_of(grid, section=0):
+    return {row.group.name: row for row in read_sections(grid)[section].rows}
+
+
+def test_a_row_has_means_intervals_and_the_paired_test(grid):
+    rows = rows_of(grid)
+    assert list(rows) == ["supervised (faithful)", "vclipseg (faithful, random)"]
+    supervised, ours = rows.values()
+    table = np.stack([BASE + GAIN, BASE + GAIN + 0.02]).round(6)
+    assert ours.interval("dice") == bootstrap_mean_over_seeds(table)
+    assert len(ours.group.records) == 2
+    assert ours.to_baseline.difference == pytest.approx(GAIN.mean() + 0.01 - 0.005)
+    assert ours.to_baseline.p_adjusted == pytest.approx(2 / 2**8)
+    assert supervised.to_baseline is None
+    assert (ours.failures, ours.scored, ours.seconds) == (0, 16, 12.5)
+
+
+def test_all_are_compared_with_the_best(grid):
+    add_run(grid, "mcnet", BASE + GAIN / 2, text="")
+    rows = rows_of(grid)
+    best = rows.pop("vclipseg (faithful, random)")
+    assert best.is_best
+    assert best.to_best is None
+    p = [row.to_best.p_adjusted for row in rows.values()]
+    assert p == pytest.approx([2 * 2 / 2**8] * 2)  # two tests: Holm doubles both
+    assert all(row.to_best.difference < 0 and not row.is_best for row in rows.values())
+
+
+def test_only_runs_that_both_have_are_compared(grid):
+    add_run(grid, "vclipseg", BASE - 0.3, seed=7)  # the baseline has no seed 7
+    _, ours = rows_of(grid).values()
+    assert len(ours.group.records) == 3
+    assert ours.to_baseline.difference == pytest.approx(GAIN.mean() + 0.005)
+
+
+def test_p_is_adjusted_within_a_section(grid):
+    for labeled in (4, 8):
+        add_run(grid, "mcnet", BASE + GAIN, text="", labeled=labeled)
+    add_run(grid, "supervised", BASE, text="", labeled=8)
+    of_4, of_8 = read_sections(grid)
+    assert [row.to_baseline.p_adjusted for row in of_4.rows[1:]] == pytest.approx([2 / 2**7] * 2)
+    assert of_8.rows[1].to_baseline.p_adjusted == pytest.approx(2 / 2**8)
+
+
+def test_a_method_without_a_baseline_of_its_budget_is_not_compared(grid):
+    add_run(grid, "mcnet", BASE + GAIN, text="", steps=15000)
+    assert rows_of(grid)["mcnet (faithful)"].to_baseline is None
+
+
+def test_the_baseline_of_the_same_preset_is_preferred(grid):
+    add_run(grid, "supervised", BASE + 0.2, text="", preset="robust", seed=0)
+    add_run(grid, "vclipseg", BASE + 0.2 + GAIN, preset="robust", seed=0)
+    add_run(grid, "vclipseg", BASE + 0.2 + GAIN, preset="robust, equal weights", seed=0)
+    names = {name: row.to_baseline.name_b for name, row in rows_of(grid).items() if row.to_baseline}
+    assert names == {
+        "vclipseg (faithful, random)": "supervised (faithful)",
+        "vclipseg (robust, random)": "supervised (robust)",
+        "vclipseg (robust, equal weights, random)": "supervised (robust)",
+    }
+
+
+def test_sections_keep_apart_what_may_not_be_compared(grid):
+    add_run(grid, "vclipseg", BASE, labeled=8)
+    add_run(grid, "vclipseg", BASE, filters=8)
+    add_run(grid, "vclipseg", BASE, protocol="paper")
+    add_run(grid, "vclipseg", BASE, dataset="pancreas")
+    titles = [section.title for section in read_sections(grid)]
+    kept = "filters, the mask as predicted"
+    assert titles == [
+        f"la, 4 labeled, 8 {kept}",
+        f"la, 4 labeled, 16 {kept}",
+        f"la, 8 labeled, 16 {kept}",
+        f"pancreas, 4 labeled, 16 {kept}",
+        f"la, 4 labeled, 16 {kept}, paper protocol",
+    ]
+    assert [section.is_main for section in read_sections(grid)] == [True] * 4 + [False]
+
+
+def test_the_largest_component_stands_beside_the_mask(tmp_path):
+    add_run(tmp_path, "supervised", BASE, lcc=(False, True))
+    plain, largest = read_sections(tmp_path)
+    assert "largest component" in largest.title
+    (row,) = plain.rows
+    assert row.components.interval("dice").mean == pytest.approx(BASE.mean() + 0.05)
+    assert largest.rows[0].components is None
+
+
+def test_draws_and_folds_are_runs_of_one_method(tmp_path):
+    add_run(tmp_path, "supervised", BASE, draw=1)
+    add_run(tmp_path, "supervised", BASE, draw=2, fold=0)
+    (row,) = read_sections(tmp_path)[0].rows
+    names = [replicate_name(record) for record in row.group.records]
+    assert names == ["0 draw 1", "0 draw 2 fold 0"]
+
+
+def test_facts_give_order_notes_and_published_figures(grid):
+    add_run(grid, "mcnet", BASE, text="", preset="robust")
+    facts = GridFacts(
+        published="la",
+        methods=(
+            MethodFacts("vclipseg", "faithful", notes=("train.lr = 0.01",)),
+            MethodFacts("mcnet", "robust", published="MC-Net+"),
+        ),
+        failed=(("bcp (robust), seed 0", "no memory"),),
+    )
+    write_facts(grid, facts)
+    assert read_facts(grid) == facts
+    rows = rows_of(grid)
+    assert list(rows) == ["supervised (faithful)", "vclipseg (faithful, random)", "mcnet (robust)"]
+    supervised, ours, mcnet = rows.values()
+    assert ours.notes == ("train.lr = 0.01",)
+    assert (supervised.figure.name, ours.figure.name) == ("V-Net", "VCLIPSeg")
+    assert mcnet.figure.name == "MC-Net+"  # the grid says so
+    assert ours.gap == pytest.approx((BASE + GAIN).mean() + 0.01 - 0.8851, abs=1e-6)
+
+
+def test_nothing_is_known_without_grid_json(grid):
+    assert read_facts(grid) == GridFacts()
+    assert all(row.figure is None and row.gap is None for row in rows_of(grid).values())
+
+
+def test_an_empty_record_has_no_sections(tmp_path):
+    assert read_sections(tmp_path) == []
