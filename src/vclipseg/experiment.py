@@ -28,6 +28,7 @@ from vclipseg.methods.base import Loss, Method
 from vclipseg.networks.text import text_vectors
 from vclipseg.runlog import RunLog
 from vclipseg.runs import Prepared, Run, refuse_run
+from vclipseg.scores import Protocol
 from vclipseg.training import TrainState, make_fabric, start, train
 
 SMALL = 100
@@ -46,7 +47,14 @@ def open_split(experiment: Experiment, root: Path) -> tuple[Dataset, Split]:
     """The data set, and which of its cases the experiment trains on and tests on."""
     s = experiment.data
     dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
-    split = split_cases(dataset, labeled=s.labeled, draw=s.draw, transductive=s.transductive)
+    split = split_cases(
+        dataset,
+        labeled=s.labeled,
+        draw=s.draw,
+        transductive=s.transductive,
+        fold=s.fold,
+        folds=s.folds,
+    )
     return dataset, split
 
 
@@ -100,8 +108,19 @@ def new_run(
     return Run.create(folder, experiment, data, text, command), data
 
 
-def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
+def train_run(
+    run: Run,
+    cases: PreparedCases,
+    console: Console,
+    look: Callable[[TrainState], None] | None = None,
+) -> None:
     """Train from the last checkpoint, or from the start, to the finished model.
+
+    Args:
+        run: its folder says what to train.
+        cases: the prepared training cases.
+        console: for progress.
+        look: sees the state after each step and may change nothing in it; its time is not counted.
 
     Raises:
         Stopped: Ctrl-C or SIGTERM; a checkpoint is saved.
@@ -126,6 +145,9 @@ def train_run(run: Run, cases: PreparedCases, console: Console) -> None:
 
         def on_step(state: TrainState, loss: Loss) -> None:
             log.add(loss)
+            if look:
+                with log.paused():
+                    look(state)
             last = state.step == settings.steps
             if state.step % settings.log_every == 0 or last:
                 row = log.row(state.step, state.optimizer.param_groups[0]["lr"])
@@ -222,8 +244,18 @@ def evaluate_run(
     settings: PredictSettings | None = None,
     workers: int = 1,
     scoring: EvaluateSettings | None = None,
+    protocol: Protocol = "strict",
 ) -> dict[str, Any]:
     """Score the finished model on the test cases that have labels; returns metrics.json's content.
+
+    Args:
+        run: with a finished model.
+        console: for progress.
+        root: where the data are, if not where the run found them.
+        settings: how to predict, if not as the run says.
+        workers: threads that score.
+        scoring: how to score, if not as the run says.
+        protocol: `paper` for a model that was chosen on the test cases.
 
     Raises:
         UsageError: no test case has labels, or there is no finished model.
@@ -233,7 +265,7 @@ def evaluate_run(
     scoring = scoring or experiment.evaluate
     root = run.data_root(root)
     dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
-    case_ids = [c.case_id for c in dataset.test if c.label and c.case_id in set(run.split.test)]
+    case_ids = [c.case_id for c in dataset.cases if c.label and c.case_id in set(run.split.test)]
     if not case_ids:
         raise UsageError(f"{root}: no test case has a label file, so there is nothing to score")
     predictor = load(run.folder, settings)
@@ -252,7 +284,7 @@ def evaluate_run(
         scores,
         scoring,
         weights=experiment.train.weights,
-        protocol="strict",
+        protocol=protocol,
         seconds=round(time.monotonic() - began, 2),
     )
     summary["train_seconds"] = run.train_seconds

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,15 @@ class RunLog:
     def seconds(self) -> float:
         """Seconds of training, those before a resume included."""
         return self.seconds_before + time.monotonic() - self.began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within it takes no time of the training's."""
+        since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.began += time.monotonic() - since
 
     def add(self, loss: Loss) -> None:
         """Take one step in."""
