@@ -28,6 +28,7 @@ VERBS = [
     "train",
     "evaluate",
     "predict",
+    "benchmark",
     "compare",
     "report",
     "prompts",

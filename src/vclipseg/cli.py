@@ -245,6 +245,80 @@ def predict(
 
 
 @app.command()
+def benchmark(
+    grid: Annotated[Path, typer.Argument(help="Recipe (TOML) with a [grid] table.")],
+    data: DataOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the record; results/NAME of the grid if left out."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    workers: Annotated[int, typer.Option(min=1, help="Cells at once.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a cell.")] = 1,
+    redo: Annotated[
+        list[str], typer.Option(help="Run this method's cells again, after a fix.")
+    ] = [],  # noqa: B006
+    reuse: Annotated[
+        list[Path], typer.Option(help="Take runs that this other record has, if they are the same.")
+    ] = [],  # noqa: B006
+    paper_protocol: Annotated[
+        bool,
+        typer.Option(
+            "--paper-protocol",
+            help="Also keep the checkpoint that is best on the test set, as the literature does; "
+            "in rows and sections of its own, marked.",
+        ),
+    ] = False,
+    figure: Annotated[
+        str | None,
+        typer.Option(help="Draw the methods on this test case; `median`: that of the baseline."),
+    ] = None,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Only make tables and figures anew; needs no data.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the cells and their state.")
+    ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="Run the cells by submitit: slurm, local or debug.")
+    ] = None,
+    cluster_set: Annotated[
+        list[str], typer.Option(help="A parameter of submitit: key=value, as slurm_partition=gpu.")
+    ] = [],  # noqa: B006
+    settings: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Methods x label budgets x draws x folds x seeds to a record with tables and figures. Resumable."""
+    from vclipseg.benchmark import view
+    from vclipseg.benchmark.grids import load_grid
+    from vclipseg.benchmark.launch import launcher
+    from vclipseg.benchmark.planning import Planner
+    from vclipseg.benchmark.run import Benchmark, only_tables, run_benchmark
+    from vclipseg.console import Console
+    from vclipseg.errors import UsageError
+
+    asked = load_grid(grid, settings)
+    record = out or Path("results") / asked.name
+    if tables:
+        files = only_tables(asked, record)
+        _print([str(file) for file in files], as_json, view.summary(record, [], files))
+        return
+    if data is None:
+        raise UsageError("no data: give the folder of the data set with --data FOLDER")
+    planner = Planner(asked, data.resolve(), runs, paper_protocol)
+    bench = Benchmark(planner, record, Console(quiet))
+    if dry_run:
+        jobs = bench.jobs()
+        _print([job.to_json() for job in jobs], as_json, view.plan_lines(jobs))
+        return
+    launch = launcher(cluster, cluster_set, runs / "cluster", workers, threads)
+    jobs, files = run_benchmark(bench, launch, workers, redo=redo, reuse=reuse, figure=figure)
+    _print(view.result(bench, jobs, files), as_json, view.summary(record, jobs, files))
+    raise typer.Exit(1 if any(job.state == "failed" for job in jobs) else 0)
+
+
+@app.command()
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Run folder.")],
     run_b: Annotated[Path, typer.Argument(help="Run folder on the same test cases.")],

@@ -202,11 +202,18 @@ class Run:
         }
 
 
-def identity(experiment: Experiment, split: Split, plan: Plan, text: TextVectors | None) -> str:
+def identity(
+    experiment: Experiment,
+    split: Split,
+    plan: Plan,
+    text: TextVectors | None,
+    init_from: str | None = None,
+) -> str:
     """Twelve hex digits over all that decides a result: settings, data, plan, text vectors.
 
     Settings at their default are left out, so that a new setting does not make every earlier run
-    another one. An earlier run that this one starts from counts with its own identity.
+    another one. An earlier run that this one starts from counts with its own identity, which is
+    read in its folder unless `init_from` says it.
     """
     settings = experiment.model_dump(mode="json", exclude_defaults=True)
     for section, names in NO_EFFECT.items():
@@ -214,7 +221,8 @@ def identity(experiment: Experiment, split: Split, plan: Plan, text: TextVectors
         settings[section] = {k: v for k, v in changed.items() if k not in names}
     settings["method"]["name"] = experiment.method_name
     if experiment.train.init_from:
-        settings["train"]["init_from"] = Run.open(Path(experiment.train.init_from)).settings_hash
+        earlier = Path(experiment.train.init_from)
+        settings["train"]["init_from"] = init_from or Run.open(earlier).settings_hash
     return settings_hash(
         {
             "settings": settings,
