@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from vclipseg.benchmark.grids import differences, load_grid
 from vclipseg.config import load_experiment
 from vclipseg.console import Console
 from vclipseg.data.phantom import make_phantom
 from vclipseg.experiment import evaluate_run, new_run, train_run
+from vclipseg.methods import METHODS
 from vclipseg.runlog import read_log
+from vclipseg.tables.published import names, published
 
 FOLDER = Path(__file__).parent.parent / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.toml"))
+FILES = sorted(FOLDER.rglob("*.toml"))
+GRIDS = [path for path in FILES if "\n[grid]\n" in path.read_text()]
+RECIPES = [path for path in FILES if path not in GRIDS]
 SMALL = (
     "train.steps=2",
     "train.patch=[16, 16, 16]",
@@ -46,6 +51,63 @@ def test_recipe_loads(recipe):
 def test_recipe_says_only_what_differs(recipe):
     """A person who reads a recipe sees what it changes, and comments say why."""
     assert len(recipe.read_text().splitlines()) < 60
+
+
+PENDING = {
+    *("mean_teacher", "ua_mt", "cps", "mcnet", "caml", "arco", "caussl"),
+    *("bcp", "ad_mt", "crossmatch"),
+}
+"""Methods that grids name and that may not be there yet."""
+each_grid = pytest.mark.parametrize("path", GRIDS, ids=[path.stem for path in GRIDS])
+
+
+def test_there_are_grids():
+    wanted = ("methods", "budget", "ablation", "hippocampus", "table-1", "table-4")
+    assert all(any(word in path.stem for path in GRIDS) for word in wanted)
+
+
+@each_grid
+def test_grid_loads(path):
+    """Every cell of it is an experiment, and the supervised baseline is there at every budget."""
+    grid = load_grid(path)
+    cells = list(grid.cells())
+    supervised = {cell.labeled for cell in cells if cell.entry.name == "supervised"}
+    for cell in cells:
+        assert cell.labeled in supervised
+        if cell.entry.name not in METHODS:
+            assert cell.entry.name in PENDING
+            continue
+        experiment = grid.experiment(cell)
+        assert experiment.data.labeled
+        assert experiment.train.steps == grid.common().train.steps
+        if cell.entry.pretrain:
+            grid.experiment(cell, first_stage=True)
+
+
+@each_grid
+def test_grid_says_what_differs(path):
+    grid = load_grid(path)
+    for entry in grid.settings.methods:
+        if entry.name in METHODS and entry.preset == "robust":
+            changed = [note for note in differences(grid, entry) if "starts from" not in note]
+            assert not changed, "robust has the common settings"
+
+
+@each_grid
+def test_grid_names_published_figures(path):
+    grid = load_grid(path)
+    dataset = grid.settings.published
+    for entry in grid.settings.methods:
+        assert entry.published is None or entry.published in names(dataset)
+    if path.stem.startswith("table-") and dataset:
+        quoted = {
+            figure.name
+            for cell in grid.cells()
+            if (figure := published(dataset, cell.labeled, cell.entry.name, cell.entry.shown,
+                                    cell.entry.published))
+        }  # fmt: skip
+        assert "V-Net" in quoted
+        assert len(quoted) >= 4
 
 
 @pytest.fixture(scope="module")
