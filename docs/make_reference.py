@@ -22,6 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from vclipseg.benchmark.grids import Entry, GridSettings, Pretrain
 from vclipseg.cli import app
 from vclipseg.config import Experiment, build_experiment
 from vclipseg.data.plan import Plan
@@ -80,7 +81,8 @@ def sections() -> dict[str, type[Settings]]:
                 found[f"[method] of {name}"] = method_class(name).Settings
         elif inspect.isclass(field.annotation) and issubclass(field.annotation, Settings):
             found[f"[{key}]"] = field.annotation
-    return {**found, "plan.json": Plan}
+    grid = {"[grid]": GridSettings, "[[grid.methods]]": Entry, "pretrain": Pretrain}
+    return {**found, **grid, "plan.json": Plan}
 
 
 def settings_tables() -> str:
@@ -90,7 +92,7 @@ def settings_tables() -> str:
 
 def settings_table(title: str, cls: type[Settings]) -> str:
     """Key, value, default and meaning of each setting of a class."""
-    lines = [f"## `{title}`" if title.startswith("[") else f"## {title}", ""]
+    lines = [f"## `{title}`" if title.startswith(("[", "pretrain")) else f"## {title}", ""]
     lines += [first_line(cls.__doc__), "", *header("key", "value", "default", "meaning")]
     for key, field in cls.model_fields.items():
         if cls is Experiment and key not in ("name", "preset"):
@@ -117,6 +119,8 @@ def spell(annotation: Any) -> str:
         first = spell(arguments[0])
         return f"list ({first})" if arguments[-1] is ... else f"{len(arguments)} times {first}"
     if origin is dict:
+        return "table"
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
         return "table"
     return NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

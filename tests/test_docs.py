@@ -9,7 +9,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import typer
 
 from made_records import make_record, make_scores
 from vclipseg import records
+from vclipseg.benchmark.grids import GridSettings, load_grid
 from vclipseg.cli import app
 from vclipseg.config import build_experiment, load_experiment
 from vclipseg.data.plan import Plan
@@ -24,6 +25,9 @@ from vclipseg.methods import METHODS, presets
 from vclipseg.metrics import METRICS
 from vclipseg.scores import CASE_COLUMNS
 from vclipseg.settings import Settings
+from vclipseg.tables.facts import GridFacts, read_facts
+from vclipseg.tables.markdown import markdown
+from vclipseg.tables.sections import read_sections
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
@@ -79,10 +83,20 @@ def text_of(name: str) -> str:
 # Results: figures come from records
 
 
-def test_readme_shows_what_the_records_hold():
-    old = text_of("README.md")
-    assert "<!-- results:" in old
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_pages_show_what_the_records_hold(page):
+    old = text_of(page)
+    assert "<!-- results:" in old or "<!-- table:" in old
     assert readme.fill(old, ROOT / "results") == old, "run `python benchmarks/readme.py`"
+
+
+def test_every_record_is_made_from_its_rows():
+    """table.md of a committed grid is what its record gives today."""
+    for grid in (ROOT / "results").glob("*/runs.csv"):
+        sections = read_sections(grid.parent)
+        text = (grid.parent / "table.md").read_text(encoding="utf-8")
+        again = "run `vclipseg benchmark GRID.toml --tables`"
+        assert markdown(sections, read_facts(grid.parent)).strip() in text, again
 
 
 def test_a_grid_without_records_is_not_measured(tmp_path):
@@ -90,6 +104,25 @@ def test_a_grid_without_records_is_not_measured(tmp_path):
     assert readme.fill(text, tmp_path) == (
         "<!-- results:none -->\n\nNot measured yet.\n\n<!-- /results -->\nbelow\n"
     )
+
+
+def test_a_grid_is_shown_whole_with_its_figures(tmp_path):
+    grid = tmp_path / "grid"
+    scores = make_scores()
+    records.record(
+        grid,
+        [
+            make_record(scores),
+        ],
+        scores,
+    )
+    (grid / "label-budget.png").touch()
+    text = "<!-- table:grid -->\n<!-- /table -->\n<!-- table:none -->\n<!-- /table -->\n"
+    shown = readme.fill(text, tmp_path)
+    assert "### la, 4 labeled, 16 filters, the mask as predicted\n" in shown
+    assert "![label-budget](../results/grid/label-budget.png)" in shown
+    assert "[runs.csv](../results/grid/runs.csv)" in shown
+    assert shown.endswith("<!-- table:none -->\n\nNot measured yet.\n\n<!-- /table -->\n")
 
 
 def test_a_measured_grid_shows_means_intervals_and_failures(tmp_path):
@@ -167,10 +200,12 @@ def check_vclipseg(words: list[str]) -> None:
     for option in ("method", "preset"):
         if values.get(option):
             overrides.append(f"method.{'name' if option == 'method' else option}={values[option]}")
-    load_experiment(None, overrides)
+    load_experiment(None, [text for text in overrides if not text.startswith("grid.")])
     recipe = values.get("recipe")
     if recipe and recipe.parts[0] == "recipes":
         load_experiment(ROOT / recipe)
+    if values.get("grid"):
+        load_grid(ROOT / values["grid"], overrides)
 
 
 def check_script(words: list[str]) -> None:
@@ -186,7 +221,10 @@ def check_script(words: list[str]) -> None:
     "recipe", sorted((ROOT / "recipes").rglob("*.toml")), ids=lambda p: f"{p.parent.name}/{p.name}"
 )
 def test_recipe_loads(recipe):
-    load_experiment(recipe)
+    if "\n[grid]\n" in recipe.read_text(encoding="utf-8"):
+        load_grid(recipe)
+    else:
+        load_experiment(recipe)
 
 
 # Blocks of code
@@ -206,7 +244,11 @@ def test_python_block_runs(block):
 
 @parametrized("toml")
 def test_toml_block_is_a_recipe(block):
-    build_experiment(tomllib.loads(block.text), {})
+    values = tomllib.loads(block.text)
+    if "grid" in values:
+        GridSettings.model_validate(values.pop("grid"))
+        assert (ROOT / "recipes/grids" / values.pop("extends")).resolve().is_file()
+    build_experiment(values, {})
 
 
 @parametrized("json")
@@ -311,7 +353,8 @@ def test_every_metric_and_column_is_explained():
     assert all(f"`{metric}`" in metrics for metric in METRICS)
     assert all(f"`{column}`" in run_folder for column in CASE_COLUMNS)
     page = text_of("docs/reference/records.md")
-    for column in (*records.RUN_COLUMNS, *records.RECORD_CASE_COLUMNS, *develop.COLUMNS):
+    facts = [field.name for field in fields(GridFacts)]
+    for column in (*records.RUN_COLUMNS, *records.RECORD_CASE_COLUMNS, *develop.COLUMNS, *facts):
         assert f"`{column}`" in page or f"`{column}`" in run_folder, column
 
 
