@@ -11,7 +11,6 @@ from vclipseg.config import load_experiment
 from vclipseg.console import Console
 from vclipseg.data.phantom import make_phantom
 from vclipseg.experiment import evaluate_run, new_run, train_run
-from vclipseg.methods import METHODS
 from vclipseg.runlog import read_log
 from vclipseg.tables.published import names, published
 
@@ -53,11 +52,6 @@ def test_recipe_says_only_what_differs(recipe):
     assert len(recipe.read_text().splitlines()) < 60
 
 
-PENDING = {
-    *("mean_teacher", "ua_mt", "cps", "mcnet", "caml", "arco", "caussl"),
-    *("bcp", "ad_mt", "crossmatch"),
-}
-"""Methods that grids name and that may not be there yet."""
 each_grid = pytest.mark.parametrize("path", GRIDS, ids=[path.stem for path in GRIDS])
 
 
@@ -74,9 +68,6 @@ def test_grid_loads(path):
     supervised = {cell.labeled for cell in cells if cell.entry.name == "supervised"}
     for cell in cells:
         assert cell.labeled in supervised
-        if cell.entry.name not in METHODS:
-            assert cell.entry.name in PENDING
-            continue
         experiment = grid.experiment(cell)
         assert experiment.data.labeled
         assert experiment.train.steps == grid.common().train.steps
@@ -88,7 +79,7 @@ def test_grid_loads(path):
 def test_grid_says_what_differs(path):
     grid = load_grid(path)
     for entry in grid.settings.methods:
-        if entry.name in METHODS and entry.preset == "robust":
+        if entry.preset == "robust":
             changed = [note for note in differences(grid, entry) if "starts from" not in note]
             assert not changed, "robust has the common settings"
 
