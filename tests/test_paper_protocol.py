@@ -17,6 +17,7 @@ from vclipseg.console import Console
 from vclipseg.errors import Stopped
 from vclipseg.experiment import new_run, train_run
 from vclipseg.inference import load
+from vclipseg.methods import METHODS
 from vclipseg.paper_protocol import TestLooks, evaluate_best, look_steps, read_looks
 from vclipseg.report import write_report
 from vclipseg.scores import read_scores
@@ -95,6 +96,20 @@ def test_comparing_with_it_says_so(looked):
     _, _, best = looked
     notes = compare_runs(best.folder, best.folder).notes
     assert any("chosen on the test set" in note for note in notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_looked_at(tiny_data, tmp_path, name):
+    """Its weights after looks are those without, and the best of them predict."""
+    runs = [begin(tiny_data, tmp_path / folder, name) for folder in ("looked", "plain")]
+    train_run(runs[0][0], runs[0][1].cases, QUIET, TestLooks(runs[0][0], tiny_data))
+    train_run(runs[1][0], runs[1][1].cases, QUIET)
+    looked, plain = (load_model(run.model_path)[0] for run, _ in runs)
+    assert looked.keys() == plain.keys()
+    assert all(torch.equal(looked[key], plain[key]) for key in plain)
+    best = evaluate_best(runs[0][0], QUIET, tiny_data)
+    assert load_model(best.model_path)[0].keys() == plain.keys()
 
 
 def test_an_empty_prediction_has_no_distance_but_here(tiny_data, tmp_path):

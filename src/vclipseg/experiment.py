@@ -173,9 +173,7 @@ def train_run(
                 f"{run.experiment.method.filters} filters; set train.patch or method.filters smaller"
             ) from error
     log.close()
-    unneeded = state.method.training_only
-    weights = {k: v for k, v in state.weights().items() if not k.startswith(unneeded)}
-    save_model(run.model_path, weights, run.model_description())
+    save_model(run.model_path, state.model(), run.model_description())
 
 
 def finished_model(folder: Path) -> Path:

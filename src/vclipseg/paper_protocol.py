@@ -96,10 +96,8 @@ class TestLooks:
 
     def keep(self, state: TrainState) -> None:
         """Write the weights as the best so far."""
-        unneeded = type(state.method).training_only
-        weights = {k: v for k, v in state.weights().items() if not k.startswith(unneeded)}
         description = {**self.run.model_description(), "protocol": "paper", "step": state.step}
-        save_model(self.folder / "checkpoints" / "model.safetensors", weights, description)
+        save_model(self.folder / "checkpoints" / "model.safetensors", state.model(), description)
 
 
 def read_looks(run: Path) -> list[dict[str, Any]]:

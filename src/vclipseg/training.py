@@ -104,6 +104,11 @@ class TrainState:
         """The weights that are evaluated: the average where there is one, else the last."""
         return {**self.method.state_dict(), **self.average}
 
+    def model(self) -> dict[str, Tensor]:
+        """Of these, what prediction needs: what a model file holds."""
+        unneeded = self.method.training_only
+        return {k: v for k, v in self.weights().items() if not k.startswith(unneeded)}
+
 
 def make_fabric(settings: TrainSettings) -> Fabric:
     """One device, the precision asked for."""

@@ -6,8 +6,11 @@ import pytest
 from PIL import Image
 
 from made_records import BASE, GAIN, add_run
+from vclipseg.tables.facts import GridFacts, MethodFacts, read_facts, write_facts
+from vclipseg.tables.markdown import markdown
 from vclipseg.tables.plots import critical_difference_diagram, write_figures
 from vclipseg.tables.ranking import Ranking
+from vclipseg.tables.sections import read_sections
 
 
 @pytest.fixture
@@ -33,6 +36,23 @@ def test_both_figures_are_made_as_png_and_svg(full):
     assert all(name in ranks for name in ("supervised (faithful)", "mcnet (faithful)"))
     assert "labeled cases" in curves
     assert "mcnet" not in curves  # one budget only is no curve
+
+
+def test_methods_with_the_common_settings_have_a_diagram_of_their_own(full):
+    notes = ("train.lr = 1",)
+    add_run(full, "cps", BASE + GAIN, text="", preset="faithful")
+    write_facts(full, GridFacts(methods=(MethodFacts("cps", "faithful", notes=notes),)))
+    both = [
+        file for file in write_figures(full) if "critical" in file.name and file.suffix == ".svg"
+    ]
+    assert [file.stem for file in both] == [
+        "critical-difference-la-4",
+        "critical-difference-la-4-common",
+    ]
+    assert ["cps" in file.read_text() for file in both] == [True, False]
+    assert "- Common settings only. Mean ranks of 3 methods" in markdown(
+        read_sections(full), read_facts(full)
+    )
 
 
 def test_made_again_they_are_the_same_bytes(full):

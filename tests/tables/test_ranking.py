@@ -54,6 +54,8 @@ def test_cliques_are_the_largest_runs_within_the_critical_difference():
 def test_claims():
     assert make((1.0, 3.0, 5.0), 1.0).claim.endswith("a is ahead of all others.")
     assert make((1.0, 1.5, 1.6, 5.0), 1.0).claim.endswith("not to be told apart from b and c.")
+    many = make((1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7), 1.0).claim
+    assert many.endswith("not to be told apart from b, c, d, e and 3 others.")
     assert make((1.0, 3.0, 5.0), 1.0, p=0.2).claim.endswith("no difference between them is shown.")
 
 

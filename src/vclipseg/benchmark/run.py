@@ -200,13 +200,13 @@ def run_benchmark(
         jobs = bench.jobs()
         bench.reuse(jobs, reuse)
         bench.console.note(f"{bench.planner.grid.path}: {count_states(jobs)}")
+        drawn: list[Path] = []
         try:
             bench.run(jobs, launcher, workers)
+            drawn = bench.figure(figure, jobs) if figure else []
         finally:
-            files = bench.write(jobs)
-        if figure:
-            files += bench.figure(figure, jobs)
-    return jobs, files
+            files = bench.write(jobs)  # last: table.md shows the figures
+    return jobs, [*files, *drawn]
 
 
 def only_tables(grid: Grid, record: Path) -> list[Path]:

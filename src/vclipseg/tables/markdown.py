@@ -56,8 +56,9 @@ def markdown_section(section: Section, level: int = 2) -> str:
     notes = Footnotes()
     columns = _columns(section, notes)
     rows = [[cell(row) for cell in columns.values()] for row in section.rows]
-    ranking = section.ranking()
-    claims = [*(c.claim for c in section.comparisons), *([ranking.claim] if ranking else [])]
+    claims = [comparison.claim for comparison in section.comparisons]
+    for name, ranking in section.rankings().items():
+        claims.append(("" if name == "all" else "Common settings only. ") + ranking.claim)
     return "\n".join(
         [
             f"{'#' * level} {section.title}",

@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
 
 
 def write_figures(grid: Path) -> list[Path]:
-    """Write every figure that a record has enough in: `critical-difference-N` and `label-budget`.
+    """Write every figure that a record has enough in: `critical-difference-*` and `label-budget-*`.
 
     Raises:
         DataError: the record is damaged.
@@ -49,11 +49,11 @@ def write_figures(grid: Path) -> list[Path]:
     sections = [section for section in read_sections(grid) if section.is_main]
     files: list[Path] = []
     for section in sections:
-        if ranking := section.ranking():
+        for which, ranking in section.rankings().items():
             name = f"critical-difference-{section.first.dataset}-{section.first.labeled}"
-            files += save(
-                critical_difference_diagram(ranking, _heading(section)), grid / _slug(name)
-            )
+            name += "" if which == "all" else f"-{which}"
+            diagram = critical_difference_diagram(ranking, _heading(section, which))
+            files += save(diagram, grid / _slug(name))
     for title, curves in budget_curves(sections).items():
         saved = saved_labels([s for s in sections if s.size == title])
         files += save(label_budget(curves, saved, title), grid / _slug(f"label-budget-{title}"))
@@ -186,9 +186,10 @@ def _arrow(axes: Axes, saved: Sequence[Saved]) -> None:
     axes.annotate(words, ends[1], (9, -5), textcoords="offset points", va="top", fontsize=8)
 
 
-def _heading(section: Section) -> str:
+def _heading(section: Section, which: str) -> str:
     run = section.first
-    return f"{run.dataset}, {run.labeled} labeled: mean rank by Dice, best on the left"
+    some = "" if which == "all" else ", common settings"
+    return f"{run.dataset}, {run.labeled} labeled{some}: mean rank by Dice, best on the left"
 
 
 def _slug(name: str) -> str:

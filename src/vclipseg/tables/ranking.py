@@ -17,6 +17,9 @@ from scipy import stats
 
 from vclipseg.statistics import CONFIDENCE, MIN_CASES
 
+LISTED = 5
+"""Names in a sentence; of more the others are counted."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -109,4 +112,6 @@ def _spell_p(p: float) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    if len(names) > LISTED:
+        names = [*names[: LISTED - 1], f"{len(names) - LISTED + 1} others"]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -129,11 +129,17 @@ class Section:
         """The strict protocol, masks as predicted: what figures and summaries are made of."""
         return self.first.protocol == "strict" and not self.first.lcc
 
-    def ranking(self) -> Ranking | None:
-        """Mean ranks by Dice over the test cases, None for fewer than three methods or six cases."""
-        means = [row.group.case_means("dice") for row in self.rows]
-        table = matrix_of(means, case_ids_of(means))
-        return rank_methods([row.group.name for row in self.rows], table)
+    def rankings(self) -> dict[str, Ranking]:
+        """Mean ranks by Dice over the test cases, of "all" methods and of those with "common" settings.
+
+        The second only if these are not all; each only with three methods and six cases at least.
+        """
+        alike = [row for row in self.rows if not row.notes]
+        chosen = {"all": self.rows}
+        if len(alike) < len(self.rows):
+            chosen["common"] = tuple(alike)
+        found = {name: _ranked(rows) for name, rows in chosen.items()}
+        return {name: ranking for name, ranking in found.items() if ranking}
 
 
 def read_sections(grid: Path) -> list[Section]:
@@ -194,6 +200,11 @@ def _section(key: tuple, groups: Mapping[tuple, list[Group]], facts: GridFacts) 
             )
         )
     return Section(tuple(rows), facts)
+
+
+def _ranked(rows: Sequence[Row]) -> Ranking | None:
+    means = [row.group.case_means("dice") for row in rows]
+    return rank_methods([row.group.name for row in rows], matrix_of(means, case_ids_of(means)))
 
 
 def _mean_dice(group: Group) -> float:
