@@ -19,6 +19,7 @@ FILES = sorted(FOLDER.rglob("*.toml"))
 GRIDS = [path for path in FILES if "\n[grid]\n" in path.read_text()]
 RECIPES = [path for path in FILES if path not in GRIDS]
 SMALL = (
+    "data.labeled=4",
     "train.steps=2",
     "train.patch=[16, 16, 16]",
     "train.tensorboard=false",
