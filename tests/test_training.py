@@ -171,6 +171,19 @@ def test_average_of_a_teachers_method_leaves_the_teacher_out():
     assert trained <= set(state.average)
     teacher = {name for name, _ in method.teacher.named_parameters(prefix="teacher")}
     assert not teacher & set(state.average)
+    assert not any(name.startswith("teacher.") for name in state.average)  # nor its statistics
+
+
+@pytest.mark.parametrize("name", ["caml", "arco", "caussl"])
+def test_average_leaves_memories_out(name):
+    """What is read in training only, and is not trained, need not be averaged."""
+    method = build(name, "robust")
+    trained = {name for name, p in method.named_parameters() if p.requires_grad}
+    average = set(start(method, fast(steps=1), make_fabric(fast(steps=1))).average)
+    assert trained <= average
+    others = [name for name in average - trained if name.startswith(method.training_only)]
+    assert others == []
+    assert any(name.endswith("running_mean") for name in average)
 
 
 # The loop

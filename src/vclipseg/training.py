@@ -20,7 +20,7 @@ from torch import Tensor
 from vclipseg.data.batch import Batch
 from vclipseg.device import default_device, resolve_precision
 from vclipseg.errors import VclipsegError
-from vclipseg.methods.base import Loss, Method
+from vclipseg.methods.base import Ema, Loss, Method
 from vclipseg.settings import Settings
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -191,12 +191,21 @@ def train(
 
 
 def averaged(method: Method) -> dict[str, Tensor]:
-    """The entries of the state that a running average is taken of: trained weights and statistics."""
-    frozen = {name for name, p in method.named_parameters() if not p.requires_grad}
+    """The entries of the state that a running average is taken of.
+
+    They are the trained weights, and the statistics of the networks that predict. Teachers are averages
+    already, and memories are read in training only.
+    """
+    parameters = dict(method.named_parameters())
+    teachers = [f"{name}." for name, m in method.named_modules() if isinstance(m, Ema)]
+    left_out = (*teachers, *method.training_only)
     return {
         name: value
         for name, value in method.state_dict().items()
-        if name not in frozen and value.is_floating_point()
+        if value.is_floating_point()
+        and (
+            parameters[name].requires_grad if name in parameters else not name.startswith(left_out)
+        )
     }
 
 
