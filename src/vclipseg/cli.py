@@ -290,32 +290,29 @@ def benchmark(
     quiet: QuietOption = False,
 ) -> None:
     """Methods x label budgets x draws x folds x seeds to a record with tables and figures. Resumable."""
-    from vclipseg.benchmark import view
-    from vclipseg.benchmark.grids import load_grid
-    from vclipseg.benchmark.launch import launcher
-    from vclipseg.benchmark.planning import Planner
-    from vclipseg.benchmark.run import Benchmark, only_tables, run_benchmark
+    from vclipseg.benchmark.command import run_verb
     from vclipseg.console import Console
-    from vclipseg.errors import UsageError
 
-    asked = load_grid(grid, settings)
-    record = out or Path("results") / asked.name
-    if tables:
-        files = only_tables(asked, record)
-        _print([str(file) for file in files], as_json, view.summary(record, [], files))
-        return
-    if data is None:
-        raise UsageError("no data: give the folder of the data set with --data FOLDER")
-    planner = Planner(asked, data.resolve(), runs, paper_protocol)
-    bench = Benchmark(planner, record, Console(quiet))
-    if dry_run:
-        jobs = bench.jobs()
-        _print([job.to_json() for job in jobs], as_json, view.plan_lines(jobs))
-        return
-    launch = launcher(cluster, cluster_set, runs / "cluster", workers, threads)
-    jobs, files = run_benchmark(bench, launch, workers, redo=redo, reuse=reuse, figure=figure)
-    _print(view.result(bench, jobs, files), as_json, view.summary(record, jobs, files))
-    raise typer.Exit(1 if any(job.state == "failed" for job in jobs) else 0)
+    result, lines, complete = run_verb(
+        grid,
+        data,
+        out,
+        runs,
+        Console(quiet),
+        settings,
+        workers=workers,
+        threads=threads,
+        redo=redo,
+        reuse=reuse,
+        paper_protocol=paper_protocol,
+        figure=figure,
+        tables=tables,
+        dry_run=dry_run,
+        cluster=cluster,
+        cluster_set=cluster_set,
+    )
+    _print(result, as_json, lines)
+    raise typer.Exit(0 if complete else 1)
 
 
 @app.command()
