@@ -10,6 +10,7 @@ from vclipseg.networks.vnet import (
     Decoder,
     Encoder,
     MultiDecoderVNet,
+    PointwiseConv3d,
     VNet,
     pad_to_stride,
     pads_to_stride,
@@ -95,6 +96,15 @@ def test_block_is_convolution_normalization_relu():
     names = [type(layer).__name__ for layer in block]
     assert names == ["Conv3d", "BatchNorm3d", "ReLU"] * 2
     assert block(torch.randn(1, 1, 4, 4, 4)).min() >= 0
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_pointwise_convolution_is_a_convolution_and_keeps_the_layout_of_channels(memory_format):
+    x = torch.randn(2, 8, 4, 5, 6).contiguous(memory_format=memory_format).requires_grad_()
+    layer = PointwiseConv3d(8, 3)
+    torch.testing.assert_close(layer(x), F.conv3d(x, layer.weight, layer.bias))
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_trilinear_decoder_aligns_corners():

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vclipseg.networks.queues import Queue
+from vclipseg.networks.vnet import PointwiseConv3d
 
 WINDOW = 8  # cells along the side of a local window; the next begins half a window on
 
@@ -25,7 +26,7 @@ def pointwise(*widths: int) -> nn.Sequential:
     """1x1x1 convolutions with ReLU between them."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.ReLU(), nn.Conv3d(before, after, 1)]
+        layers += [nn.ReLU(), PointwiseConv3d(before, after)]
     return nn.Sequential(*layers[1:])
 
 

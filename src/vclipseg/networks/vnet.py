@@ -39,6 +39,22 @@ class Conv3d(nn.Conv3d):
         return super().forward(x)
 
 
+class PointwiseConv3d(nn.Conv3d):
+    """A 1x1x1 convolution as the matrix product it is.
+
+    torch has no quick kernel for it on the CPU, and its gradient comes in another memory layout, in
+    which all that follows is slow.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, x, y, z) -> (B, G, x, y, z)."""
+        voxels = x.permute(0, 2, 3, 4, 1)
+        return F.linear(voxels, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
 class ConvBlock(nn.Sequential):
     """`depth` times 3x3x3 convolution, batch normalization, ReLU."""
 
@@ -70,7 +86,7 @@ def upsample(channels: int, how: Upsampling) -> nn.Sequential:
         scale_factor=2, mode=mode, align_corners=True if mode == "trilinear" else None
     )
     if how.startswith("pointwise"):
-        return nn.Sequential(nn.Conv3d(channels, half, 1), enlarge, *norm_relu(half))
+        return nn.Sequential(PointwiseConv3d(channels, half), enlarge, *norm_relu(half))
     return nn.Sequential(enlarge, Conv3d(channels, half, 3, padding=1), *norm_relu(half))
 
 
@@ -110,7 +126,7 @@ class Decoder(nn.Module):
             for width, depth in zip(widths, (3, 3, 2, 1), strict=True)
         )
         self.dropout = nn.Dropout3d(dropout)
-        self.head = nn.Conv3d(filters, num_classes, 1)
+        self.head = PointwiseConv3d(filters, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Five maps, the finest first -> (B, K, X, Y, Z)."""

@@ -12,7 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vclipseg.networks.vnet import Conv3d, Decoder, Encoder, Upsampling, pad_to_stride, unpad
+from vclipseg.networks.vnet import (
+    Conv3d,
+    Decoder,
+    Encoder,
+    PointwiseConv3d,
+    Upsampling,
+    pad_to_stride,
+    unpad,
+)
 
 
 class VoxelPrompts(nn.Module):
@@ -35,9 +43,9 @@ class VoxelPrompts(nn.Module):
             Conv3d(channels, hidden, 3, padding=1),
             nn.BatchNorm3d(hidden),
             nn.LeakyReLU(inplace=True),
-            nn.Conv3d(hidden, gate, 1),
+            PointwiseConv3d(hidden, gate),
             nn.GELU(),
-            nn.Conv3d(gate, num_classes, 1),
+            PointwiseConv3d(gate, num_classes),
         )
         self.fuse = nn.Sequential(
             Conv3d(2 * channels, channels, 3, padding=1),
@@ -58,9 +66,9 @@ class Projection(nn.Sequential):
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__(
-            nn.Conv3d(channels, channels, 1),
+            PointwiseConv3d(channels, channels),
             nn.ReLU(inplace=True),
-            nn.Conv3d(channels, embedding, 1),
+            PointwiseConv3d(channels, embedding),
         )
 
 
