@@ -30,9 +30,9 @@ dev: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 
-# The same at the paper's size, and the fast tests, on a GPU.
+# The same at the paper's size on a GPU, after the tests of what runs there.
 bench-gpu: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	VCLIPSEG_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/test_gpu.py
 	$(BIN)/python benchmarks/speed.py --paper
 
 format: $(READY)
