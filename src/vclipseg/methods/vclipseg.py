@@ -257,7 +257,7 @@ ROBUST: dict[str, Any] = {
     "unlabeled_weight": 0.5,
     "teacher_decay": 0.99,
     "copy_paste": 0.67,
-    "warmup": 0.4,
+    "warmup": 0.2,
     "prototype_grid": 8,
     "predict_with": "mean",
 }
