@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -22,12 +21,10 @@ from vclipseg.errors import DataError, OutOfMemory, UsageError
 from vclipseg.inference import (
     Predictor,
     PredictSettings,
-    batched,
-    blend_weights,
     load,
-    window_starts,
 )
 from vclipseg.methods.base import Method, MethodSettings, Task
+from vclipseg.windows import blend_weights
 
 
 class Fake(Method):
@@ -95,35 +92,6 @@ def volume(shape=(10, 9, 8), channels=1, affine=None):
 # Windows
 
 
-@pytest.mark.parametrize(
-    ("size", "window", "stride", "expected"),
-    [
-        (10, 4, 3, [0, 3, 6]),
-        (10, 4, 4, [0, 4, 6]),
-        (10, 10, 5, [0]),
-        (11, 4, 7, [0, 7]),
-        (5, 4, 1, [0, 1]),
-        (112, 112, 18, [0]),
-        (113, 112, 18, [0, 1]),
-        (150, 112, 18, [0, 18, 36, 38]),
-        (88, 80, 4, [0, 4, 8]),
-    ],
-)
-def test_window_starts(size, window, stride, expected):
-    assert window_starts(size, window, stride) == expected
-
-
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 200))
-def test_window_starts_follow_the_published_formula(window, room, stride):
-    """ceil((S - P) / stride) + 1 windows, the last clamped to S - P."""
-    size = window + room
-    starts = window_starts(size, window, stride)
-    assert len(starts) == math.ceil((size - window) / stride) + 1
-    assert starts[0] == 0
-    assert starts[-1] == size - window
-    assert all(0 < b - a <= stride for a, b in itertools.pairwise(starts))
-
-
 @pytest.mark.parametrize("blend", ["gaussian", "uniform"])
 @pytest.mark.parametrize(
     ("window", "stride"), [(None, None), ((8, 8, 8), (3, 5, 8)), ((5, 20, 3), (1, 20, 2))]
@@ -185,19 +153,6 @@ def test_a_stride_that_leaves_gaps_is_refused():
         p.prepared(image((12, 12, 12)))
 
 
-def test_gaussian_weights():
-    weight = blend_weights((8, 4, 6), "gaussian").numpy()
-    x, y, z = np.ogrid[:8, :4, :6]
-    squares = ((x - 3.5) / 1) ** 2 + ((y - 1.5) / 0.5) ** 2 + ((z - 2.5) / 0.75) ** 2
-    np.testing.assert_allclose(weight, np.maximum(np.exp(-squares / 2), 1e-3), rtol=1e-5)
-    assert (blend_weights((3, 2, 1), "uniform") == 1).all()
-
-
-def test_batched():
-    assert batched([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
-    assert batched([], 2) == []
-
-
 # Whole or windows, and what to do without memory
 
 
@@ -252,6 +207,16 @@ def test_other_errors_are_not_taken_for_missing_memory():
     with pytest.raises(RuntimeError, match="memory format"):
         p.prepared(image((12, 12, 12)))
     assert len(p.method.shapes) == 1
+
+
+@pytest.mark.parametrize("shape", [(30, 12, 12), (8, 9, 10)])
+def test_a_mask_is_made_slab_by_slab(shape):
+    """As from the probabilities of the whole, on a grid that is cropped, turned and not resampled."""
+    x = volume(shape, affine=np.diag([-1.0, 1, 1, 1]))
+    x.array[:, :4] = 0
+    p = predictor(mean_of_window, plan=make_plan(crop="nonzero"), mode="window")
+    probs = p.probabilities(x).array
+    np.testing.assert_array_equal(p.predict(x).array, probs.argmax(0))
 
 
 # Volumes

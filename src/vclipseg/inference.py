@@ -6,7 +6,7 @@ runs the network over the whole volume or over windows, and puts the result back
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,13 +16,22 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from vclipseg.checkpoint import load_model
-from vclipseg.data.preprocess import Plan, prepare_image, restore, restore_mask
+from vclipseg.data.preprocess import (
+    Plan,
+    Trace,
+    prepare_image,
+    put_back,
+    restore,
+    restore_mask,
+)
 from vclipseg.data.volume import Volume
 from vclipseg.device import autocast, available_memory, default_device, is_out_of_memory
 from vclipseg.errors import DataError, OutOfMemory, UsageError
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Method, Task
+from vclipseg.networks.folding import fold_batchnorm
 from vclipseg.settings import Settings
+from vclipseg.windows import slabs
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
@@ -69,16 +78,23 @@ class Predictor:
         )
 
     def predict(self, volume: Volume) -> Volume:
-        """Class indices (X, Y, Z) uint8 of an image (C, X, Y, Z), on the image's own grid."""
-        probs, trace = self._prepared_probs(volume)
-        return restore_mask(probs, trace)
+        """Class indices (X, Y, Z) uint8 of an image (C, X, Y, Z), on the image's own grid.
+
+        Where nothing was resampled, the probabilities of a large volume are never held as a whole.
+        """
+        image, trace = self._prepare(volume)
+        if trace.prepared_shape != trace.cropped_shape:
+            return restore_mask(self.prepared(image).numpy(), trace)
+        with torch.inference_mode():
+            labels = [probs.argmax(0).to(torch.uint8) for probs in self._parts(image)]
+        return put_back(torch.cat(labels).numpy(), trace)
 
     def probabilities(self, volume: Volume) -> Volume:
         """Class probabilities (K, X, Y, Z) float32 on the image's own grid."""
-        probs, trace = self._prepared_probs(volume)
-        return Volume(restore(probs, trace), volume.affine)
+        image, trace = self._prepare(volume)
+        return Volume(restore(self.prepared(image).numpy(), trace), volume.affine)
 
-    def _prepared_probs(self, volume: Volume) -> tuple[np.ndarray, Any]:
+    def _prepare(self, volume: Volume) -> tuple[Tensor, Trace]:
         channels = len(self.description["channel_names"])
         if volume.array.ndim != 4 or len(volume.array) != channels:
             raise UsageError(
@@ -87,27 +103,23 @@ class Predictor:
                 f"got an array of shape {volume.array.shape}"
             )
         prepared, trace = prepare_image(volume, self.plan)
-        image = torch.from_numpy(np.ascontiguousarray(prepared.array, dtype=np.float32))
-        return self.prepared(image).numpy(), trace
+        return torch.from_numpy(np.ascontiguousarray(prepared.array, dtype=np.float32)), trace
 
     @torch.inference_mode()
     def prepared(self, image: Tensor) -> Tensor:
         """Probabilities (K, x, y, z) of a prepared image (C, x, y, z)."""
+        return torch.cat(list(self._parts(image)), 1)
+
+    def _parts(self, image: Tensor) -> Iterator[Tensor]:
+        """Probabilities (K, n, y, z): the whole volume at once, or slab by slab."""
         if self._whole(image):
             try:
-                return self._run(image[None])[0]
+                yield self._run(image[None])[0]
+                return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-        try:
-            return self._windows(image)
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise OutOfMemory(
-                    f"not enough memory for a window of {self.window}; "
-                    "set predict.window smaller, or predict.batch to 1"
-                ) from error
-            raise
+        yield from self._slabs(image)
 
     def _whole(self, image: Tensor) -> bool:
         if self.settings.mode != "auto":
@@ -121,7 +133,8 @@ class Predictor:
         with autocast(self.device, self.settings.precision):
             return self.method.predict(images).float().cpu()
 
-    def _windows(self, image: Tensor) -> Tensor:
+    def _slabs(self, image: Tensor) -> Iterator[Tensor]:
+        """Probabilities (K, n, y, z) of one slab of x after the other, from windows."""
         shape = tuple(image.shape[1:])
         window = tuple(min(w, s) for w, s in zip(self.window, shape, strict=True))
         stride = self.settings.stride or tuple(max(1, w // 2) for w in window)
@@ -130,20 +143,17 @@ class Predictor:
                 f"predict.stride {stride} is larger than the window {self.window}: voxels between "
                 "two windows would get no prediction"
             )
-        weight = blend_weights(window, self.settings.blend)
-        total = torch.zeros(len(self.class_names), *shape)
-        visits = torch.zeros(shape)
-        starts = list(itertools.product(*map(window_starts, shape, window, stride)))
-        for batch in batched(starts, self.settings.batch):
-            boxes = [
-                tuple(slice(a, a + w) for a, w in zip(start, window, strict=True))
-                for start in batch
-            ]
-            probs = self._run(torch.stack([image[(slice(None), *box)] for box in boxes]))
-            for box, p in zip(boxes, probs, strict=True):
-                total[(slice(None), *box)] += weight * p
-                visits[box] += weight
-        return total / visits
+        try:
+            yield from slabs(
+                image, self._run, window, stride, self.settings.blend, self.settings.batch
+            )
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(
+                    f"not enough memory for a window of {self.window}; "
+                    "set predict.window smaller, or predict.batch to 1"
+                ) from error
+            raise
 
 
 def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
@@ -180,26 +190,4 @@ def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
     missing, unknown = method.load_state_dict(weights, strict=False)
     if unknown or any(not name.startswith(method.training_only) for name in missing):
         raise DataError(f"{path}: its weights do not fit its description; copy or train it again")
-    return Predictor(method, description, settings)
-
-
-def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """Starts along an axis: ceil((size - window) / stride) + 1 of them, the last at the border."""
-    last = size - window
-    return sorted({min(i * stride, last) for i in range(-(-last // stride) + 1)})
-
-
-def blend_weights(window: tuple[int, ...], blend: str) -> Tensor:
-    """(x, y, z) weights of a window's voxels: ones, or a Gaussian of 1/8 of each side."""
-    if blend == "uniform":
-        return torch.ones(window)
-    weight = torch.ones(())
-    for size in window:
-        position = (torch.arange(size) - (size - 1) / 2) / (size / 8)
-        weight = weight[..., None] * torch.exp(-0.5 * position.square())
-    return weight.clamp(min=1e-3)
-
-
-def batched(items: list, size: int) -> list[list]:
-    """`items` in lists of `size`."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
+    return Predictor(fold_batchnorm(method.eval()), description, settings)

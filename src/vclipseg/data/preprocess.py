@@ -203,10 +203,23 @@ def restore_mask(probs: np.ndarray | torch.Tensor, trace: Trace) -> Volume:
     """
     _check_shape(probs, trace)
     inside = (linear(probs[index], trace.cropped_shape) for index in range(len(probs)))
+    return put_back(running_argmax(inside), trace)
+
+
+def put_back(mask: np.ndarray, trace: Trace) -> Volume:
+    """A mask of what was left by the crop, at the spacing of the scan, on the grid of the scan.
+
+    Args:
+        mask: uint8 `(X, Y, Z)`, of `trace.cropped_shape`.
+        trace: How the scan was prepared.
+
+    Returns:
+        uint8 `(X, Y, Z)` with the scan's own affine; what was cropped away is 0.
+    """
     turned = np.zeros(trace.turned_shape, dtype=np.uint8)
-    turned[trace.slices] = running_argmax(inside)
-    mask = np.ascontiguousarray(turn_back(turned, trace.axes, trace.flips))
-    return Volume(mask, np.array(trace.affine))
+    turned[trace.slices] = mask
+    whole = np.ascontiguousarray(turn_back(turned, trace.axes, trace.flips))
+    return Volume(whole, np.array(trace.affine))
 
 
 def _check_shape(probs: np.ndarray | torch.Tensor, trace: Trace) -> None:
