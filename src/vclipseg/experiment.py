@@ -16,7 +16,7 @@ import torch
 from vclipseg.checkpoint import load_model, load_state, save_model, save_state
 from vclipseg.config import Experiment
 from vclipseg.console import Console
-from vclipseg.data.batch import PatchSampler
+from vclipseg.data.batch import PatchSampler, made_ahead
 from vclipseg.data.cache import PreparedCases, prepare, training_cases
 from vclipseg.data.datasets import Dataset, Split, open_dataset, split_cases
 from vclipseg.data.plan import Plan, make_plan
@@ -164,7 +164,8 @@ def train_run(
 
         sampler = make_sampler(run, state.method, cases)
         try:
-            train(state, sampler.batch, settings, fabric, on_step)
+            with made_ahead(sampler.batch, settings.steps) as batch_at:
+                train(state, batch_at, settings, fabric, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

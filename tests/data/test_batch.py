@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import fields, replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from vclipseg.data.augment import AugmentSettings
-from vclipseg.data.batch import Batch, PatchSampler
+from vclipseg.data.batch import Batch, PatchSampler, made_ahead
 
 LABELED, UNLABELED = ("a", "b", "c"), ("u", "v", "w", "x", "y")
 
@@ -195,3 +196,45 @@ def test_unlabeled_patches_need_unlabeled_cases():
     with pytest.raises(ValueError, match="unlabeled cases"):
         make_sampler(unlabeled=()).batch(0)
     assert make_sampler(unlabeled=(), patches=(2, 0)).batch(0).images.shape[0] == 2
+
+
+# Made ahead
+
+
+def test_the_next_batch_is_made_while_a_step_runs():
+    asked, ready = [], threading.Event()
+
+    def batch_at(step):
+        asked.append(step)
+        if step == 1:
+            ready.set()
+        return step
+
+    with made_ahead(batch_at, 3) as next_batch:
+        assert next_batch(0) == 0
+        assert ready.wait(10)  # nobody asked for it yet
+        assert [next_batch(1), next_batch(2)] == [1, 2]
+    assert asked == [0, 1, 2]
+
+
+def test_any_step_can_be_asked_for():
+    with made_ahead(lambda step: step, 9) as next_batch:
+        assert [next_batch(step) for step in (5, 6, 2, 8)] == [5, 6, 2, 8]
+
+
+def test_an_error_reaches_the_step_whose_batch_it_is():
+    def batch_at(step):
+        if step == 1:
+            raise OSError("the disk is gone")
+        return step
+
+    with made_ahead(batch_at, 3) as next_batch:
+        assert next_batch(0) == 0
+        with pytest.raises(OSError, match="disk"):
+            next_batch(1)
+
+
+def test_batches_made_ahead_are_the_same():
+    sampler = make_sampler()
+    with made_ahead(make_sampler().batch, 4) as next_batch:
+        assert all(same(next_batch(step), sampler.batch(step)) for step in range(4))

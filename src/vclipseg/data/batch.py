@@ -7,6 +7,8 @@ run goes on with the batch that an unbroken one would have seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,3 +125,24 @@ class PatchSampler:
             order = np.random.default_rng((self.seed, stream, epoch)).permutation(len(cases))
             chosen.append(cases[order[index]])
         return chosen
+
+
+@contextmanager
+def made_ahead(batch_at: Callable[[int], Batch], steps: int) -> Iterator[Callable[[int], Batch]]:
+    """`batch_at`, with the batch of the next step made in a thread while a step runs.
+
+    Args:
+        batch_at: the batch of a step; called for one step at a time, never from `steps` on.
+        steps: of the run.
+    """
+    waiting: dict[int, Future[Batch]] = {}
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+
+        def next_batch(step: int) -> Batch:
+            batch = waiting.pop(step, None) or thread.submit(batch_at, step)
+            waiting.clear()
+            if step + 1 < steps:
+                waiting[step + 1] = thread.submit(batch_at, step + 1)
+            return batch.result()
+
+        yield next_batch
