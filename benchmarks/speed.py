@@ -1,96 +1,120 @@
-"""Time a training step, a whole-volume and a windowed prediction, and the scoring of a case.
+"""Speed and memory beside the way of the literature (`reference.py`), both in one run.
 
-    python benchmarks/speed.py                      # sizes for a CPU
-    python benchmarks/speed.py --paper              # 112 x 112 x 80, batch of 4, 16 filters
+    python benchmarks/speed.py                                   # every row at the paper's size
+    python benchmarks/speed.py --only step --only metrics
+    python benchmarks/speed.py --small                           # does it run? a minute, no figures
+    python benchmarks/speed.py --record results/speed-cpu.json
 
-Prints JSON; figures are the median of several runs in one process on made-up input. Machines differ
-and are noisy: compare only what stands in one output.
+Inputs are made up; volumes have the sizes of the 20 test cases of the Left Atrium. A figure is a median,
+and a ratio is of two figures of this run: machines differ and are noisy, so compare nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from vclipseg.data.batch import Batch
-from vclipseg.device import default_device, resolve_precision
+sys.path.insert(0, str(Path(__file__).parent))
+
+import measures
+from measures import Figures, Sizes
+
+from vclipseg.device import default_device
 from vclipseg.environment import commit, cpu_name
-from vclipseg.methods import method_class, preset
-from vclipseg.methods.base import Task
-from vclipseg.metrics import score
-from vclipseg.training import TrainSettings, make_fabric, start, train
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what is measured, in which unit, and what it has to reach."""
+
+    name: str
+    measure: Callable[[Sizes], Figures]
+    unit: str
+    target: float
+    at_least: bool = True  # else at most
+
+
+ROWS = {
+    "step": Row("training step, VCLIPSeg, batch of 4", measures.step, "s", 3),
+    "data": Row("share of a step that waits for data", measures.waiting, "%", 2, at_least=False),
+    "predict": Row("predicting 20 scans, whole volumes", measures.predict_whole, "s", 60),
+    "windows": Row("predicting 20 scans, the paper's windows", measures.predict_windows, "s", 3),
+    "metrics": Row("Dice, Jaccard, 95HD, ASD of 20 scans", measures.metrics, "s", 15),
+    "ct": Row("peak memory, CT of 512 x 512 x 400", measures.ct_memory, "GiB", 6, at_least=False),
+    "memory": Row("peak memory, training step", measures.step_memory, "GiB", 0.6, at_least=False),
+    "help": Row(
+        "vclipseg --help beside a bare start", measures.help_start, "s", 10, at_least=False
+    ),
+    "info": Row("vclipseg info beside a bare start", measures.info_start, "s", 10, at_least=False),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--paper", action="store_true", help="the paper's size; for a GPU")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", action="append", choices=list(ROWS), default=[])
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--record", type=Path, help="JSON to write; rows not measured are kept")
+    parser.add_argument("--child", choices=list(measures.CHILDREN), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    patch, filters = ((112, 112, 80), 16) if arguments.paper else ((64, 64, 48), 8)
+    sizes = measures.SMALL if arguments.small else measures.PAPER
+    sizes = replace(sizes, threads=arguments.threads)
+    if arguments.child:
+        print(json.dumps(measures.CHILDREN[arguments.child](sizes)))
+        return
     rows = []
-    for name, preset_name in (
-        ("supervised", "robust"),
-        ("vclipseg", "faithful"),
-        ("vclipseg", "robust"),
-    ):
-        for precision in ("fp32", "bf16"):
-            seconds = step_seconds(name, preset_name, patch, filters, precision, arguments.repeats)
-            title = f"training step, {name} {preset_name}, {precision}, {patch}, {filters} filters"
-            rows.append({"name": title, "unit": "s", "value": round(seconds, 4)})
-    rows.append(
-        {"name": "score one case of 194x142x88 voxels", "unit": "s", "value": score_seconds()}
-    )
+    for key in arguments.only or ROWS:
+        began = time.monotonic()
+        print(f"{ROWS[key].name} ...", end=" ", flush=True, file=sys.stderr)
+        rows.append(line(ROWS[key], ROWS[key].measure(sizes), arguments.threads))
+        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+        print(describe(rows[-1]), flush=True)
+    if arguments.record:
+        write(arguments.record, rows)
+
+
+def line(row: Row, figures: Figures, threads: int) -> dict:
+    """What the record says of a row: `value` is the ratio where there is a reference."""
     device = default_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
-    automatic = resolve_precision("auto", device.type)
-    where = {"device": name, "threads": arguments.threads, "precision auto means": automatic}
-    print(json.dumps({**where, "commit": commit(), "rows": rows}, indent=2))
+    return {
+        "name": row.name,
+        "unit": row.unit,
+        **asdict(figures),
+        "target": row.target,
+        "holds": figures.value >= row.target if row.at_least else figures.value <= row.target,
+        "device": f"{name}, {threads} thread(s)",
+        "commit": commit(),
+    }
 
 
-def step_seconds(
-    name: str, preset_name: str, patch: tuple, filters: int, precision: str, repeats: int
-) -> float:
-    """Median seconds of an optimizer step."""
-    cls, values = method_class(name), preset(name, preset_name)
-    text = torch.nn.functional.normalize(torch.randn(2, 512), dim=1)
-    settings = TrainSettings.model_validate(
-        {**values["train"], "patch": patch, "steps": repeats + 2, "precision": precision}
+def describe(row: dict) -> str:
+    """A row for people."""
+    beside = "" if row["reference"] is None else f"reference {row['reference']:.4g} {row['unit']}, "
+    verdict = "holds" if row["holds"] else "MISSED"
+    return (
+        f"{row['name']}: {beside}ours {row['ours']:.4g} {row['unit']} -> {row['value']:.4g} "
+        f"(target {row['target']:g}: {verdict}){'; ' if row['note'] else ''}{row['note']}"
     )
-    method = cls(
-        cls.Settings(**{**values["method"], "filters": filters}),
-        Task(1, ("background", "organ"), settings.steps, text),
-    )
-    fabric = make_fabric(settings)
-    labeled, unlabeled = cls.patches
-    labels = torch.randint(2, (labeled, *patch))
-    batch = Batch(torch.randn(labeled + unlabeled, 1, *patch), labels)
-    times = [time.perf_counter()]
-
-    def tick(*_: object) -> None:
-        if fabric.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter())
-
-    train(start(method, settings, fabric), lambda step: batch, settings, fabric, tick)
-    return statistics.median(np.diff(times)[2:])
 
 
-def score_seconds() -> float:
-    """Seconds to score a ball against a shifted ball."""
-    grid = np.indices((194, 142, 88)) - np.array([97, 71, 44]).reshape(3, 1, 1, 1)
-    ball = np.square(grid).sum(0) < 32**2
-    began = time.perf_counter()
-    score(ball, np.roll(ball, 3, axis=0), (0.625, 0.625, 0.625), 2.0)
-    return round(time.perf_counter() - began, 4)
+def write(path: Path, rows: list[dict]) -> None:
+    """Put rows into the record, in the table's order."""
+    known = {row["name"]: row for row in json.loads(path.read_text())} if path.is_file() else {}
+    known |= {row["name"]: row for row in rows}
+    order = [row.name for row in ROWS.values()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([known[name] for name in order if name in known], indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_help_imports_nothing_heavy():
         "heavy = {{'torch', 'numpy', 'monai', 'transformers', 'SimpleITK', 'matplotlib'}}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
-    for arguments in ("'--help'", "'train', '--help'"):
+    for arguments in ("'--help'", "'train', '--help'", "'info'", "'info', '--json'"):
         done = subprocess.run(
             [sys.executable, "-c", code.format(arguments)],
             capture_output=True,

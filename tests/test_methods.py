@@ -23,7 +23,7 @@ from toy import (
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.errors import UsageError
 from vclipseg.losses import IGNORE
-from vclipseg.methods import METHODS, NEEDS_TEXT, method_class, preset, presets
+from vclipseg.methods import METHODS, NEEDS_TEXT, PRESETS, method_class, preset, presets
 from vclipseg.methods.base import Ema, Loss, MethodSettings, Task, Term
 
 each_recipe = pytest.mark.parametrize(
@@ -44,6 +44,12 @@ def gradient(value, method):
 def unsure(name):
     """Settings with which pseudo-labels of an untrained network count too."""
     return {"threshold": 0.0} if "threshold" in method_class(name).Settings.model_fields else {}
+
+
+def test_presets_are_listed_without_their_modules():
+    assert {name: sorted(names) for name, names in PRESETS.items()} == {
+        name: sorted(presets(name)) for name in METHODS
+    }
 
 
 # The loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,9 +56,7 @@ def _fail(message: str, code: int) -> int:
 
 def _print(value: Any, as_json: bool, lines: list[str]) -> None:
     if as_json:
-        from vclipseg.commands import to_json
-
-        print(to_json(value))
+        print(json.dumps(value, indent=2, default=str))
     else:
         print("\n".join(lines))
 
@@ -367,9 +366,9 @@ def prompts(
 @app.command()
 def info(as_json: JsonOption = False) -> None:
     """Version, methods and their presets."""
-    from vclipseg import commands
+    from vclipseg import about
 
-    content = commands.info()
+    content = about.info()
     lines = [f"vclipseg {content['version']}"]
     lines += [f"{name}: {', '.join(names)}" for name, names in content["methods"].items()]
     _print(content, as_json, lines)
@@ -377,7 +376,7 @@ def info(as_json: JsonOption = False) -> None:
 
 def _version(value: bool) -> None:
     if value:
-        from vclipseg.commands import versions
+        from vclipseg.about import versions
 
         print(versions())
         raise typer.Exit

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vclipseg import __version__
 from vclipseg.config import DataSettings, Experiment, load_experiment, overridden
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
@@ -24,7 +22,6 @@ from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import evaluate_folder, summarize, write_scores
 from vclipseg.experiment import evaluate_run, new_run, open_split, prepare_data, train_run
 from vclipseg.inference import Predictor, load
-from vclipseg.methods import METHODS, presets
 from vclipseg.networks.text import cosine_matrix, text_vectors
 from vclipseg.report import write_report
 from vclipseg.runs import Run
@@ -306,22 +303,3 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         f"{'failures':8} {summary['failures']} empty predictions in {summary['num_cases']} cases"
     )
     return lines
-
-
-def info() -> dict[str, Any]:
-    """What is installed and what there is to use."""
-    return {
-        "version": __version__,
-        "methods": {name: sorted(presets(name)) for name in METHODS},
-    }
-
-
-def versions() -> str:
-    """For a bug report."""
-    names = ("torch", "monai", "numpy")
-    return " ".join([f"vclipseg {__version__}", *(f"{n} {metadata.version(n)}" for n in names)])
-
-
-def to_json(value: Any) -> str:
-    """For stdout."""
-    return json.dumps(value, indent=2, default=str)

@@ -22,6 +22,22 @@ METHODS = {
     "crossmatch": "crossmatch:CrossMatch",
 }
 
+PRESETS = {
+    "supervised": ("robust", "faithful"),
+    "mean_teacher": ("robust", "faithful"),
+    "ua_mt": ("robust", "faithful"),
+    "cps": ("robust", "faithful", "ssl4mis", "original", "cps_dlb", "cps_dlb_robust"),
+    "mcnet": ("robust", "faithful", "plus", "plus_robust"),
+    "caml": ("robust", "faithful"),
+    "arco": ("pretrain", "faithful", "as_released", "robust"),
+    "caussl": ("robust", "faithful", "mc", "cps"),
+    "vclipseg": ("faithful", "code", "paper", "mcnet_dlb", "robust", "robust_without_unlabeled"),
+    "bcp": ("robust", "faithful"),
+    "ad_mt": ("robust", "faithful", "code"),
+    "crossmatch": ("robust", "faithful", "code"),
+}
+"""The presets of each method by name, so that they can be listed without importing torch."""
+
 NEEDS_TEXT = frozenset({"vclipseg"})
 
 
