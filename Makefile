@@ -26,14 +26,14 @@ check: $(READY)
 dev: $(READY)
 	@echo "ready: $(BIN)/vclipseg --help"
 
-# Speed of a training step, of prediction and of scoring on this machine.
+# Speed and memory beside the literature's way, in about ten minutes.
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 
-# The same at the paper's size on a GPU, after the tests of what runs there.
+# Of it what runs on a GPU, after the tests of that.
 bench-gpu: $(READY)
 	VCLIPSEG_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/test_gpu.py
-	$(BIN)/python benchmarks/speed.py --paper
+	$(BIN)/python benchmarks/speed.py --only step --only data --only predict --only windows
 
 format: $(READY)
 	$(BIN)/ruff format .

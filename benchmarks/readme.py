@@ -1,14 +1,15 @@
-"""Put what results/ holds into README.md and docs/benchmark.md, between their markers.
+"""Put what results/ holds into README.md and the docs, between their markers.
 
     python benchmarks/readme.py
 
-`results` markers take a short table of a grid, `table` markers all of it, with its figures. A grid
-without records reads "not measured yet". tests/test_docs.py fails where a page says anything else than
-this script would write.
+`results` markers take a short table of a grid, `table` markers all of it, with its figures, and `speed`
+markers what `speed.py` measured. What has no record reads "not measured yet". tests/test_docs.py fails
+where a page says anything else than this script would write.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vclipseg.tables.markdown import markdown
 from vclipseg.tables.sections import Row, Section, read_sections
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/benchmark.md")
+PAGES = ("README.md", "docs/benchmark.md", "docs/explanation/performance.md")
 COLUMNS = {  # metric -> heading and format
     "dice": ("Dice", ".3f"),
     "jaccard": ("Jaccard", ".3f"),
@@ -40,9 +41,10 @@ def main() -> None:
 def fill(text: str, results: Path) -> str:
     """The text with a grid's tables between `<!-- results:GRID -->` and `<!-- /results -->`.
 
-    And all of its tables between `<!-- table:GRID -->` and `<!-- /table -->`.
+    And all of its tables between `<!-- table:GRID -->` and `<!-- /table -->`, and the speed of a kind of
+    device between `<!-- speed:DEVICE -->` and `<!-- /speed -->`.
     """
-    for kind, make in (("results", show), ("table", show_all)):
+    for kind, make in (("results", show), ("table", show_all), ("speed", show_speed)):
         text = re.sub(
             rf"(<!-- {kind}:(\S+) -->\n).*?(<!-- /{kind} -->)",
             lambda found, make=make: found[1] + "\n" + make(results / found[2]) + "\n" + found[3],
@@ -76,6 +78,29 @@ def show_all(grid: Path) -> str:
     )
     text = [f"Records: {files}.\n", *pictures, markdown(sections, read_facts(grid), level=3)]
     return "\n".join(text).rstrip("\n") + "\n"
+
+
+def show_speed(device: Path) -> str:
+    """The rows of results/speed-DEVICE.json."""
+    path = device.with_name(f"speed-{device.name}.json")
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not rows:
+        return NOT_MEASURED
+    lines = ["| what | reference | ours | reached | target | |", "|" + " --- |" * 6]
+    lines += [
+        f"| {row['name']} | {quantity(row['reference'], row['unit'])} | "
+        f"{quantity(row['ours'], row['unit'])} | {row['value']:.3g} | {row['target']:g} | "
+        f"{'' if row['holds'] else '**missed**'} |"
+        for row in rows
+    ]
+    notes = [f"- {row['name']}: {row['note']}." for row in rows if row["note"]]
+    machines = sorted({f"{row['device']}, commit {row['commit']}" for row in rows})
+    made = f"Made from [{path.name}](../../results/{path.name}): {'; '.join(machines)}.\n"
+    return "\n".join([*lines, "", *notes, "", made])
+
+
+def quantity(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:.3g} {unit}"
 
 
 def table(section: Section) -> str:

@@ -86,7 +86,7 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_pages_show_what_the_records_hold(page):
     old = text_of(page)
-    assert "<!-- results:" in old or "<!-- table:" in old
+    assert re.search(r"<!-- (results|table|speed):", old)
     assert readme.fill(old, ROOT / "results") == old, "run `python benchmarks/readme.py`"
 
 
@@ -152,6 +152,19 @@ def test_several_methods_are_compared_with_the_baseline(tmp_path):
     assert shown.index("| supervised") < shown.index("| vclipseg")
     assert "higher Dice" in shown
     assert "| none |" in shown
+
+
+def test_speed_is_shown_with_what_was_missed(tmp_path):
+    row = {"unit": "s", "reference": 9.0, "ours": 3.0, "value": 3.0, "target": 2, "holds": True}
+    more = {"note": "", "device": "a CPU", "commit": "abc"}
+    missed = {**row, **more, "name": "b", "reference": None, "holds": False, "note": "so be it"}
+    content = [{**row, **more, "name": "a"}, missed]
+    (tmp_path / "speed-cpu.json").write_text(json.dumps(content))
+    shown = readme.fill("<!-- speed:cpu -->\n<!-- /speed -->\n", tmp_path)
+    assert "| a | 9 s | 3 s | 3 | 2 |  |" in shown
+    assert "| b |  | 3 s | 3 | 2 | **missed** |" in shown
+    assert "- b: so be it." in shown
+    assert "a CPU, commit abc" in shown
 
 
 # Commands
