@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dicom_made import oblique, write_series
 from made import world_grid
 from scipy.ndimage import map_coordinates
 
+from toy import TINY
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.orientation import turn, turn_affine
 from vclipseg.data.pancreas_ct import (
@@ -26,6 +28,7 @@ from vclipseg.data.pancreas_ct import (
 from vclipseg.data.volume import Volume, read_image, read_labels, write
 from vclipseg.errors import DataError, UsageError
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 SPACING = (1.6, 1.8, 3.0)
 AFFINE = oblique()
 AFFINE[:3, :3] *= np.divide(SPACING, np.linalg.norm(AFFINE[:3, :3], axis=0))
@@ -286,6 +289,54 @@ def test_several_processes_make_the_same_files(imported, archive, tmp_path):
         other = pooled.folder / path.relative_to(imported.folder)
         np.testing.assert_array_equal(read_image(path).array, read_image(other).array)
     assert list(pooled.cases) == list(imported.cases)
+
+
+# ---- the command line --------------------------------------------------------------------
+
+
+def test_from_the_archive_to_a_report(run_cli, archive, tmp_path):
+    """Import, check and train by the paper's recipe; what was done to the data is said throughout."""
+    data, folder = tmp_path / "pancreas", tmp_path / "run"
+    ask = ("import", "pancreas-ct", archive / "dicom", archive / "labels", "--out", data)
+    code, out, err = run_cli(*ask, "--workers", 1)
+    assert code == 0
+    assert out.splitlines()[0] == f"Pancreas-CT: 3 training and 2 test cases in {data}"
+    assert out.splitlines()[-1] == f"next: vclipseg check {data}"
+    assert "import: 5/5" in err
+    code, out, err = run_cli(*ask, "--workers", 1, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["kept"] == 5
+    code, out, _ = run_cli("check", data)
+    assert code == 0
+    assert "0 errors, 0 warnings" in out
+
+    settings = [*TINY, "method.name=supervised", "data.labeled=2", "train.steps=2"]
+    settings += ["predict.window=[16, 16, 16]", "method.preset=robust"]
+    options = [part for text in settings for part in ("--set", text)]
+    recipe = RECIPES / "paper" / "pancreas-common.toml"
+    code, out, _ = run_cli("train", recipe, "--data", data, "--out", folder, *options, "--no-check")
+    assert code == 0
+    assert "of the data: Volumes were cut around the reference labels" in out
+    for name, keys in {
+        "experiment.json": ("data", "remarks", 0),
+        "plan.json": ("notes", "data"),
+        "metrics.json": ("remarks", 0),
+    }.items():
+        found = json.loads((folder / name).read_text())
+        for key in keys:
+            found = found[key]
+        assert found.startswith("Volumes were cut around the reference labels"), name
+    assert json.loads((folder / "plan.json").read_text())["intensity"] == ["window_zscore"]
+    assert "Volumes were cut around the reference labels" in (folder / "report.html").read_text()
+
+
+def test_exit_codes(run_cli, archive, tmp_path):
+    ask = ("import", "pancreas-ct", archive / "dicom")
+    code, out, err = run_cli(*ask, archive / "dicom", "--out", tmp_path / "data")
+    assert (code, out) == (3, "")
+    assert err.startswith("error: ")
+    assert run_cli(*ask, tmp_path / "nowhere", "--out", tmp_path / "data")[0] == 2
+    assert run_cli(*ask, archive / "labels")[0] == 2  # where to?
 
 
 # ---- what is asked wrongly ---------------------------------------------------------------

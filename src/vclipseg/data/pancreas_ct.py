@@ -282,15 +282,13 @@ def _sampled(
     """An array `(X, Y, Z)` at the whole millimetres of a box, from the first voxel's center."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     image.SetSpacing(spacing)
-    sampled = sitk.Resample(
-        image,
-        size=[stop - start for start, stop in box],
-        interpolator=interpolator,
-        outputOrigin=[float(start) for start, _ in box],
-        outputSpacing=(1.0, 1.0, 1.0),
-        useNearestNeighborExtrapolator=True,
-    )
-    return sitk.GetArrayFromImage(sampled).T
+    resample = sitk.ResampleImageFilter()
+    resample.SetInterpolator(interpolator)
+    resample.SetUseNearestNeighborExtrapolator(True)
+    resample.SetSize([stop - start for start, stop in box])
+    resample.SetOutputOrigin([float(start) for start, _ in box])
+    resample.SetOutputSpacing((1.0, 1.0, 1.0))
+    return sitk.GetArrayFromImage(resample.Execute(image)).T
 
 
 # ---- description -------------------------------------------------------------------------
