@@ -294,9 +294,8 @@ def test_several_processes_make_the_same_files(imported, archive, tmp_path):
 # ---- the command line --------------------------------------------------------------------
 
 
-def test_from_the_archive_to_a_report(run_cli, archive, tmp_path):
-    """Import, check and train by the paper's recipe; what was done to the data is said throughout."""
-    data, folder = tmp_path / "pancreas", tmp_path / "run"
+def test_import_and_check(run_cli, archive, tmp_path):
+    data = tmp_path / "pancreas"
     ask = ("import", "pancreas-ct", archive / "dicom", archive / "labels", "--out", data)
     code, out, err = run_cli(*ask, "--workers", 1)
     assert code == 0
@@ -310,6 +309,11 @@ def test_from_the_archive_to_a_report(run_cli, archive, tmp_path):
     assert code == 0
     assert "0 errors, 0 warnings" in out
 
+
+@pytest.mark.slow
+def test_train_by_the_papers_recipe(run_cli, imported, tmp_path):
+    """What was done to the data is said in everything that a run leaves."""
+    data, folder = imported.folder, tmp_path / "run"
     settings = [*TINY, "method.name=supervised", "data.labeled=2", "train.steps=2"]
     settings += ["predict.window=[16, 16, 16]", "method.preset=robust"]
     options = [part for text in settings for part in ("--set", text)]
@@ -327,7 +331,8 @@ def test_from_the_archive_to_a_report(run_cli, archive, tmp_path):
             found = found[key]
         assert found.startswith("Volumes were cut around the reference labels"), name
     assert json.loads((folder / "plan.json").read_text())["intensity"] == ["window_zscore"]
-    assert "Volumes were cut around the reference labels" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Volumes were cut around the reference labels" in report
 
 
 def test_exit_codes(run_cli, archive, tmp_path):
