@@ -391,7 +391,9 @@ def import_pancreas_ct(
             "--without-duplicates", help="Leave out 0025 and 0070, the scan of 0002 again."
         ),
     ] = False,
-    workers: WorkersOption = 0,
+    workers: Annotated[
+        int, typer.Option(help="Processes, about 2 GB each; 0: one a core, 8 at most.")
+    ] = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -408,7 +410,7 @@ def import_pancreas_ct(
             out,
             crop=crop,
             without_duplicates=without_duplicates,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or min(os.cpu_count() or 1, 8),
             on_progress=lambda done, total, case_id: advance(done, case_id, total),
         )
     _print(imported.to_json(), as_json, imported.lines())

@@ -246,7 +246,7 @@ def to_millimetres(
         Image, int16, and labels, uint8, on their grid; and first and past-the-last voxel of the cut along
         its axes, counted in voxels of 1 mm.
     """
-    whole = [int(n * mm + 1e-3) for n, mm in zip(image.shape, image.spacing, strict=True)]
+    whole = [max(1, int(n * mm + 1e-3)) for n, mm in zip(image.shape, image.spacing, strict=True)]
     box = [[0, n] for n in whole]
     labels = _sampled(mask.astype(np.uint8), image.spacing, box, sitk.sitkNearestNeighbor)
     if crop == "label":
