@@ -120,7 +120,8 @@ def table(section: Section) -> str:
             *(line(row) for row in section.rows),
             "",
             *(f"- {comparison.claim}" for comparison in claims),
-            *([""] if claims else []),
+            *(f"- Of the data: {remark}" for remark in section.facts.remarks),
+            *([""] if claims or section.facts.remarks else []),
         ]
     )
 

@@ -13,7 +13,7 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -184,8 +184,17 @@ def presets_table(name: str) -> str:
 
 def verbs() -> str:
     """Usage, arguments and options of every verb."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return "\n".join(verb(name, command) for name, command in commands.items())
+    found = verbs_of("", typer.main.get_command(app))
+    return "\n".join(verb(name, command) for name, command in found)
+
+
+def verbs_of(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Name and command of a verb, or of those in a group of verbs."""
+    if hasattr(command, "commands"):
+        for word, inner in command.commands.items():
+            yield from verbs_of(f"{name} {word}".strip(), inner)
+    else:
+        yield name, command
 
 
 def verb(name: str, command: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
 import torch
 
+from vclipseg import cli
 from vclipseg.data.phantom import make_phantom
 
 torch.set_num_threads(1)
@@ -34,3 +36,18 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up atria, small: 2 labeled, 2 unlabeled and 2 test cases. Not to be changed."""
     root = tmp_path_factory.mktemp("data") / "tiny"
     return make_phantom(root, labeled=2, unlabeled=2, test=2, shape=(24, 24, 18), spacing=4.0)
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Run the command line in this process: arguments -> (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vclipseg", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,12 +20,13 @@ from vclipseg.benchmark.grids import load_grid
 from vclipseg.benchmark.launch import Ended, own_environment
 from vclipseg.benchmark.pace import Pace, spell_seconds
 from vclipseg.benchmark.planning import Planner
-from vclipseg.benchmark.run import Benchmark, run_benchmark
+from vclipseg.benchmark.run import Benchmark, only_tables, run_benchmark
 from vclipseg.checkpoint import load_model
 from vclipseg.console import Console
 from vclipseg.errors import UsageError, VclipsegError
-from vclipseg.records import read_runs
+from vclipseg.records import RUN_COLUMNS, read_runs
 from vclipseg.runs import Run
+from vclipseg.tables.facts import read_facts
 
 QUIET = Console(quiet=True)
 GRID = """
@@ -123,6 +125,19 @@ def test_tables_come_in_three_forms(finished):
         assert [row["method"] for row in csv.DictReader(file)] == ["supervised", "vclipseg"] * 2
     facts = json.loads((finished / "record" / "grid.json").read_text())
     assert (facts["full_size"], facts["failed"]) == (False, [])
+
+
+def test_what_is_to_be_said_of_the_data_is_written_down(tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    description = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps({**description, "remarks": ["Cut."]}))
+    bench = make(tmp_path, data)
+    assert bench.planner.remarks == ()  # nothing was looked at yet
+    bench.write(bench.jobs())
+    assert read_facts(bench.record).remarks == ("Cut.",)
+    (bench.record / "runs.csv").write_text(",".join(RUN_COLUMNS) + "\n")
+    only_tables(bench.planner.grid, bench.record)  # which needs no data, and forgets nothing
+    assert read_facts(bench.record).remarks == ("Cut.",)
 
 
 @pytest.mark.slow

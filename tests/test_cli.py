@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from toy import TINY
-from vclipseg import __version__, cli, commands
+from vclipseg import __version__, about, cli
 from vclipseg.checkpoint import load_model, load_state
 from vclipseg.data.volume import read_image, read_labels
 from vclipseg.runlog import read_log
@@ -34,22 +34,8 @@ VERBS = [
     "prompts",
     "info",
 ]
+IMPORTERS = ["pancreas-ct"]
 SET = [part for override in TINY for part in ("--set", override)]
-
-
-@pytest.fixture
-def run_cli(monkeypatch, capsys):
-    """Run the command line in this process: arguments -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vclipseg", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -72,7 +58,13 @@ def test_help_imports_nothing_heavy():
         "heavy = {{'torch', 'numpy', 'monai', 'transformers', 'SimpleITK', 'matplotlib'}}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
-    for arguments in ("'--help'", "'train', '--help'", "'info'", "'info', '--json'"):
+    for arguments in (
+        "'--help'",
+        "'train', '--help'",
+        "'import', 'pancreas-ct', '--help'",
+        "'info'",
+        "'info', '--json'",
+    ):
         done = subprocess.run(
             [sys.executable, "-c", code.format(arguments)],
             capture_output=True,
@@ -86,13 +78,13 @@ def test_help_imports_nothing_heavy():
 def test_help_names_every_verb(run_cli):
     code, out, _ = run_cli("--help")
     assert code == 0
-    assert all(f"\n  {verb} " in out for verb in VERBS)
+    assert all(f"\n  {verb} " in out for verb in [*VERBS, "import"])
     assert {command.callback.__name__ for command in cli.app.registered_commands} == set(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, "import", *(f"import {name}" for name in IMPORTERS)])
 def test_every_verb_has_help(run_cli, verb):
-    code, out, _ = run_cli(verb, "--help")
+    code, out, _ = run_cli(*verb.split(), "--help")
     assert code == 0
     assert out.startswith(f"Usage: vclipseg {verb}")
 
@@ -182,7 +174,7 @@ def test_ctrl_c_is_exit_code_130(run_cli, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "info", interrupted)
+    monkeypatch.setattr(about, "info", interrupted)
     code, out, err = run_cli("info")
     assert (code, out) == (130, "")
     assert "interrupted" in err
@@ -192,7 +184,7 @@ def test_what_nobody_foresaw_is_not_hidden(run_cli, monkeypatch):
     def broken():
         raise ZeroDivisionError
 
-    monkeypatch.setattr(commands, "info", broken)
+    monkeypatch.setattr(about, "info", broken)
     monkeypatch.setattr(sys, "argv", ["vclipseg", "info"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

@@ -25,7 +25,7 @@ from vclipseg.methods import METHODS, presets
 from vclipseg.metrics import METRICS
 from vclipseg.scores import CASE_COLUMNS
 from vclipseg.settings import Settings
-from vclipseg.tables.facts import GridFacts, read_facts
+from vclipseg.tables.facts import GridFacts, read_facts, write_facts
 from vclipseg.tables.markdown import markdown
 from vclipseg.tables.sections import read_sections
 
@@ -143,6 +143,13 @@ def test_a_measured_grid_shows_means_intervals_and_failures(tmp_path):
     assert shown.count("| vclipseg") == 1  # not the largest components
 
 
+def test_what_is_to_be_said_of_the_data_is_said_in_the_readme(tmp_path):
+    scores = make_scores()
+    records.record(tmp_path, [make_record(scores)], scores)
+    write_facts(tmp_path, GridFacts(remarks=("Cut around the labels.",)))
+    assert "\n- Of the data: Cut around the labels.\n\nMade from" in readme.show(tmp_path)
+
+
 def test_several_methods_are_compared_with_the_baseline(tmp_path):
     for method, gain in (("supervised", 0.0), ("vclipseg", 0.1)):
         scores = make_scores([0.5 + gain + 0.01 * n for n in range(7)])
@@ -206,6 +213,8 @@ def test_command_is_one(where, line):
 def check_vclipseg(words: list[str]) -> None:
     """The verb and its options exist, and so do the settings, methods and recipes named."""
     command = COMMANDS.commands[words[0]]
+    while hasattr(command, "commands"):  # a group of verbs
+        command, words = command.commands[words[1]], words[1:]
     if len(words) == 1:  # a verb is spoken of
         return
     values = command.make_context(words[0], words[1:]).params

@@ -18,6 +18,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+importers = typer.Typer(
+    help="Public data sets, from the files that their archives serve.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(importers, name="import")
+
 DataOption = Annotated[Path | None, typer.Option("--data", help="Folder of the data set.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override a setting: key=value, such as train.steps=500.")
@@ -361,6 +368,51 @@ def prompts(
         settings = [f"text.source={text}", *settings]
     result, lines = commands.prompts(classes, out, settings, overwrite)
     _print(result, as_json, lines)
+
+
+@importers.command("pancreas-ct")
+def import_pancreas_ct(
+    dicom: Annotated[Path, typer.Argument(help="Folder of the series, PANCREAS_0001 and so on.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of label0001.nii.gz and so on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the data set; new, or of an earlier import.")
+    ],
+    crop: Annotated[
+        str,
+        typer.Option(
+            help="label: cut around the reference labels, as the literature does, and every result "
+            "says so; none: whole scans."
+        ),
+    ] = "label",
+    without_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--without-duplicates", help="Leave out 0025 and 0070, the scan of 0002 again."
+        ),
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes, about 2 GB each; 0: one a core, 8 at most.")
+    ] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pancreas-CT (NIH, TCIA) at 1 mm in the literature's split. Resumable."""
+    import os
+
+    from vclipseg.console import Console
+    from vclipseg.data import pancreas_ct
+
+    with Console(quiet).bar("import") as advance:
+        imported = pancreas_ct.import_pancreas_ct(
+            dicom,
+            labels,
+            out,
+            crop=crop,
+            without_duplicates=without_duplicates,
+            workers=workers or min(os.cpu_count() or 1, 8),
+            on_progress=lambda done, total, case_id: advance(done, case_id, total),
+        )
+    _print(imported.to_json(), as_json, imported.lines())
 
 
 @app.command()

@@ -302,4 +302,4 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines.append(
         f"{'failures':8} {summary['failures']} empty predictions in {summary['num_cases']} cases"
     )
-    return lines
+    return lines + [f"of the data: {remark}" for remark in summary.get("remarks", [])]

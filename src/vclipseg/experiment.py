@@ -287,6 +287,7 @@ def evaluate_run(
         seconds=round(time.monotonic() - began, 2),
     )
     summary["train_seconds"] = run.train_seconds
+    summary["remarks"] = list(dataset.remarks)
     predictions = {i: run.folder / "predictions" / f"{i}.nii.gz" for i in case_ids}
     references = {i: dataset.case(i).label for i in case_ids}
     write_scores(

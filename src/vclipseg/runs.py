@@ -81,6 +81,7 @@ class Run:
                 "name": data.dataset.name,
                 "layout": data.dataset.layout,
                 "hash": data.split.hash,
+                "remarks": list(data.dataset.remarks),
             },
             "class_names": list(data.dataset.class_names),
             "label_values": list(data.dataset.label_values),

@@ -54,6 +54,16 @@ def test_nnunet_image_without_label_is_unlabeled(tmp_path):
     assert roles(open_dataset(root)) == (["a", "c"], ["b"], ["t"])
 
 
+def test_what_is_to_be_said_of_the_data(tmp_path):
+    root = nnunet_folder(tmp_path)
+    assert open_dataset(root).remarks == ()
+    change_description(root, remarks=["Cut.", "Twice."])
+    assert open_dataset(root).remarks == ("Cut.", "Twice.")
+    change_description(root, remarks="Cut.")
+    with pytest.raises(DataError, match='"remarks" must be a list of sentences'):
+        open_dataset(root)
+
+
 def test_nnunet_v1_keys(tmp_path):
     root = nnunet_folder(tmp_path)
     save_json(root / "dataset.json", MSD)

@@ -252,7 +252,22 @@ def test_window_percentile_rescale_none():
     np.testing.assert_array_equal(normalize(image, "none"), image)
 
 
-@pytest.mark.parametrize("intensity", ["zscore", "percentile", "rescale", "window"])
+def test_window_then_zscore_is_the_literatures_scale_of_ct():
+    """The window to [0, 1], then mean 0 and deviation 1 over all voxels, air too."""
+    hu = RNG.normal(0, 300, (9, 8, 7)).astype(np.float32)
+    hu[:4] = -1000  # more than a quarter of it is one value after the window, and counts
+    windowed = (np.clip(hu, -125, 275) + 125) / 400
+    expected = (windowed - windowed.mean()) / windowed.std()
+    found = normalize(hu, "window_zscore", (-125, 275))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.dtype == np.float32
+    with pytest.raises(ValueError, match="'window_zscore' needs a window"):
+        normalize(hu, "window_zscore")
+
+
+@pytest.mark.parametrize(
+    "intensity", ["zscore", "percentile", "rescale", "window", "window_zscore"]
+)
 @pytest.mark.parametrize("value", [0.0, 1000.3, np.nan])
 def test_constant_images_become_finite(intensity, value):
     image = np.full((6, 6, 6), value, dtype=np.float32)
@@ -296,6 +311,15 @@ def test_intensity_follows_the_channel_name(tmp_path, name, intensity):
     assert windowed.intensity == ("window",)
 
 
+def test_plan_repeats_what_is_to_be_said_of_the_data(tmp_path):
+    nnunet_folder(tmp_path)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    save_json(tmp_path / "dataset.json", description | {"remarks": ["Cut.", "Twice."]})
+    dataset = open_dataset(tmp_path)
+    plan = make_plan(dataset, dataset.train, PlanSettings())
+    assert plan.notes["data"] == "Cut. Twice."
+
+
 def test_plan_is_a_file_to_edit(tmp_path):
     plan = Plan(spacing=(1, 1, 3), intensity=("zscore", "none"), notes={"spacing": "median"})
     save_plan(plan, tmp_path / "plan.json")
@@ -330,7 +354,8 @@ def test_settings_that_make_no_sense(wrong):
 def test_plans_that_do_not_fit(tmp_path):
     dataset = open_dataset(nnunet_folder(tmp_path))
     for wrong, match in (
-        ({"intensity": "window"}, "window"),
+        ({"intensity": "window"}, '"window" needs window'),
+        ({"intensity": "window_zscore"}, '"window_zscore" needs window'),
         ({"intensity": ("none", "none")}, "2 entries for 1 channels"),
     ):
         with pytest.raises(UsageError, match=match):

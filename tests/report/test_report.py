@@ -130,6 +130,17 @@ def test_what_spoils_the_numbers_comes_first(new_run: Callable[..., Path], optio
     assert '<small class="few">run: ' in caption  # and beside the numbers
 
 
+def test_what_is_to_be_said_of_the_data_comes_first_too(new_run: Callable[..., Path]):
+    run = new_run(cases=1)
+    description = json.loads((run / "experiment.json").read_text())
+    description["data"]["remarks"] = ["Cut around the labels.", "One case is there twice."]
+    (run / "experiment.json").write_text(json.dumps(description))
+    page = write_report([run]).read_text()
+    banner = text_of(page[page.index('class="banner"') : page.index("<h1>")])
+    assert "About the data. Cut around the labels. One case is there twice." in banner
+    assert "run: see the note about the data" in page
+
+
 def test_one_run_has_no_comparison(new_run: Callable[..., Path]):
     page = write_report([new_run(cases=2)]).read_text()
     assert 'class="verdict' not in page

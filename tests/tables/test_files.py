@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import pytest
 
 from made_records import BASE, GAIN, add_run
-from vclipseg.tables.facts import GridFacts, MethodFacts, write_facts
+from vclipseg.tables.facts import GridFacts, MethodFacts, read_facts, write_facts
 from vclipseg.tables.files import CSV_COLUMNS, write_tables
 
 
@@ -79,6 +80,24 @@ def test_at_full_size_the_gap_is_one_of_reproduction(grid):
 def test_failed_cells_are_told(grid):
     write_facts(grid, GridFacts(failed=(("bcp (robust), seed 0", "no memory"),)))
     assert "- bcp (robust), seed 0: no memory\n" in written(grid)[0]
+
+
+def test_what_is_to_be_said_of_the_data_stands_below_every_table(grid):
+    assert "Of the data" not in written(grid)[0]
+    remark = "Cut around the labels, 100%."
+    write_facts(grid, GridFacts(remarks=(remark,)))
+    assert read_facts(grid).remarks == (remark,)
+    text, _, tex = written(grid)
+    assert text.count(f"- Of the data: {remark}\n") == len(tables_of(text)) > 0
+    assert r"\par\footnotesize Cut around the labels, 100\%." in tex
+
+
+def test_records_from_before_there_were_remarks_are_read(grid):
+    write_facts(grid, GridFacts())
+    content = json.loads((grid / "grid.json").read_text())
+    del content["remarks"]
+    (grid / "grid.json").write_text(json.dumps(content))
+    assert read_facts(grid).remarks == ()
 
 
 def test_failures_are_counted_and_few_cases_say_so(tmp_path):

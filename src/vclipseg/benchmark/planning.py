@@ -90,6 +90,12 @@ class Planner:
     paper: bool = False
     _memory: dict[Any, Any] = field(default_factory=dict)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What every result on the data has to say of them; known once jobs were planned."""
+        splits = [value for key, value in self._memory.items() if key[0] == "split"]
+        return next((s[0].remarks for s in splits if not isinstance(s, VclipsegError)), ())
+
     def jobs(self, recorded: Container[str]) -> list[Job]:
         """Every cell and its state.
 

@@ -43,7 +43,9 @@ def run_facts(run: Run, shown: str, first: Run | None = None) -> dict[str, Any]:
     }
 
 
-def grid_facts(grid: Grid, failed: Iterable[tuple[str, str]]) -> GridFacts:
+def grid_facts(
+    grid: Grid, failed: Iterable[tuple[str, str]], remarks: Iterable[str] = ()
+) -> GridFacts:
     """What the tables of a grid say besides numbers."""
     s, common = grid.settings, grid.common()
     patch = " x ".join(map(str, common.train.patch))
@@ -62,4 +64,5 @@ def grid_facts(grid: Grid, failed: Iterable[tuple[str, str]]) -> GridFacts:
             for entry in s.methods
         ),
         failed=tuple(failed),
+        remarks=tuple(remarks),
     )

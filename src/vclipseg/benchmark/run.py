@@ -118,7 +118,8 @@ class Benchmark:
         """Write grid.json, the tables and the figures; returns the files for people."""
         failed = [(str(job.cell), job.why) for job in jobs if job.state == "failed"]
         self.record.mkdir(parents=True, exist_ok=True)
-        write_facts(self.record, grid_facts(self.planner.grid, failed))
+        facts = grid_facts(self.planner.grid, failed, self.planner.remarks)
+        write_facts(self.record, facts)
         return write_all(self.record)
 
     def figure(self, case: str, jobs: Sequence[Job]) -> list[Path]:
@@ -210,14 +211,15 @@ def run_benchmark(
 
 
 def only_tables(grid: Grid, record: Path) -> list[Path]:
-    """Make tables and figures anew from what is recorded; what failed is kept as it was told.
+    """Make tables and figures anew from what is recorded; what was told of failures and data is kept.
 
     Raises:
         UsageError: nothing is.
     """
     if not (record / "runs.csv").is_file():
         raise UsageError(f"{record}: nothing recorded yet (no runs.csv)")
-    write_facts(record, grid_facts(grid, read_facts(record).failed))
+    told = read_facts(record)
+    write_facts(record, grid_facts(grid, told.failed, told.remarks))
     return write_all(record)
 
 

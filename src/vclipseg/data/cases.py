@@ -37,14 +37,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout says: its cases, and of channels and classes what it knows."""
+    """What a layout says: its cases, and of channels and classes what it knows.
+
+    Attributes:
+        labels: class name -> stored value.
+        remarks: what every result on these data has to say of them.
+    """
 
     root: Path
     layout: Layout
     name: str
     cases: tuple[Case, ...]
     channel_names: tuple[str, ...] = ()
-    labels: Mapping[str, int] = field(default_factory=dict)  # class name -> stored value
+    labels: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any]:

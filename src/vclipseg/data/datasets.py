@@ -26,6 +26,7 @@ class Dataset:
         class_names: Index 0 is the background.
         label_values: The value stored in label files for each class.
         cases: The train cases in the order that label budgets count, then the test cases.
+        remarks: What every result on these data has to say of them.
     """
 
     root: Path
@@ -35,6 +36,7 @@ class Dataset:
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
     cases: tuple[Case, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def train(self) -> tuple[Case, ...]:
@@ -136,6 +138,7 @@ def open_dataset(
         class_names=names,
         label_values=values,
         cases=cases,
+        remarks=listing.remarks,
     )
 
 

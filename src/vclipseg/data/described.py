@@ -28,6 +28,7 @@ def list_nnunet(root: Path, description: dict[str, Any]) -> Listing:
         cases=tuple(cases),
         channel_names=_channel_names(description, root / "dataset.json"),
         labels=_class_values(description, root / "dataset.json"),
+        remarks=_remarks(description, root / "dataset.json"),
     )
 
 
@@ -70,6 +71,13 @@ def _class_values(description: Mapping[str, Any], file: Path) -> dict[str, int]:
     return {str(name): value for name, value in labels.items()}
 
 
+def _remarks(description: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    remarks = description.get("remarks") or []
+    if not isinstance(remarks, list) or not all(isinstance(text, str) for text in remarks):
+        raise DataError(f'{file}: "remarks" must be a list of sentences, ["...", "..."].')
+    return tuple(remarks)
+
+
 # ---- Medical Segmentation Decathlon ----------------------------------------------------
 
 
@@ -86,6 +94,7 @@ def list_decathlon(root: Path, description: dict[str, Any]) -> Listing:
         cases=tuple(cases),
         channel_names=_channel_names(description, root / "dataset.json"),
         labels=_class_values(description, root / "dataset.json"),
+        remarks=_remarks(description, root / "dataset.json"),
     )
 
 

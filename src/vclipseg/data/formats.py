@@ -113,7 +113,7 @@ def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     nib.save(image, path)
 
 
-def _itk_affine(
+def itk_affine(
     spacing: Sequence[float], direction: Sequence[float], origin: Sequence[float]
 ) -> np.ndarray:
     """RAS+ affine from ITK's LPS geometry; a fourth axis is dropped."""
@@ -131,7 +131,7 @@ def _itk_geometry(path: Path) -> Geometry:
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) < 3:
         raise ValueError(f"shape {size} is not that of a 3-D volume")
-    affine = _itk_affine(reader.GetSpacing(), reader.GetDirection(), reader.GetOrigin())
+    affine = itk_affine(reader.GetSpacing(), reader.GetDirection(), reader.GetOrigin())
     return ((*size, components) if components > 1 else size), affine
 
 
@@ -142,7 +142,7 @@ def _read_itk(path: Path) -> Voxels:
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X), (Z, Y, X, C) or (C, Z, Y, X)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
-    affine = _itk_affine(image.GetSpacing(), image.GetDirection(), image.GetOrigin())
+    affine = itk_affine(image.GetSpacing(), image.GetDirection(), image.GetOrigin())
     return array.T, affine
 
 

@@ -6,7 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-Intensity = Literal["zscore", "window", "percentile", "rescale", "none"]
+Intensity = Literal["zscore", "window", "window_zscore", "percentile", "rescale", "none"]
+WINDOWED: tuple[Intensity, ...] = ("window", "window_zscore")
+"""Those that need a window."""
 
 MASKED_ABOVE = 0.25
 """From this share of exact zeros on, the zeros are taken for air or padding, not tissue."""
@@ -26,8 +28,9 @@ def normalize(
         channel: float32 `(X, Y, Z)`; not changed.
         intensity: `zscore`: mean 0, standard deviation 1. `percentile`: clipped to two
             percentiles, then z-score. `window`: clipped to a window, then its ends to -1 and 1.
+            `window_zscore`: clipped to a window, then mean 0, standard deviation 1 over all voxels.
             `rescale`: lowest to 0, highest to 1. `none`: as it is.
-        window: Lowest and highest value of `window`.
+        window: Lowest and highest value of `window` and `window_zscore`.
         percentiles: In percent, of `percentile`.
 
     The statistics of `zscore` and `percentile` are those of the nonzero voxels if more than a
@@ -37,19 +40,26 @@ def normalize(
     channel = _finite(channel)
     if intensity == "none":
         return channel
-    if intensity == "window":
+    if intensity in WINDOWED:
         if window is None:
-            raise ValueError("intensity 'window' needs a window")
+            raise ValueError(f"intensity {intensity!r} needs a window")
         low, high = window
-        return (np.clip(channel, low, high) - (low + high) / 2) / ((high - low) / 2)
+        clipped = np.clip(channel, low, high)
+        if intensity == "window_zscore":
+            return _standardized(clipped, clipped)
+        return (clipped - (low + high) / 2) / ((high - low) / 2)
     if intensity == "rescale":
         low, high = float(channel.min()), float(channel.max())
         return (channel - low) / (high - low) if high > low else np.zeros_like(channel)
     if intensity == "percentile":
         low, high = np.percentile(_tissue(channel), percentiles)
         channel = np.clip(channel, low, high, dtype=np.float32)
-    tissue = _tissue(channel)
-    mean, deviation = tissue.mean(dtype=np.float64), tissue.std(dtype=np.float64)
+    return _standardized(channel, _tissue(channel))
+
+
+def _standardized(channel: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """Shifted and scaled by the mean and the standard deviation of some of its voxels."""
+    mean, deviation = sample.mean(dtype=np.float64), sample.std(dtype=np.float64)
     return ((channel - mean) / max(deviation, 1e-8)).astype(np.float32)
 
 

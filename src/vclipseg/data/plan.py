@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from vclipseg.data.cases import Case
-from vclipseg.data.intensity import Intensity
+from vclipseg.data.intensity import WINDOWED, Intensity
 from vclipseg.data.volume import (
     affine_spacing,
     axes_and_flips,
@@ -52,7 +52,7 @@ class _Steps(Settings):
     orientation: Orientation = "RAS"
     """World directions of the axes X, Y and Z that volumes are turned to."""
     window: tuple[float, float] | None = None
-    """Lowest and highest intensity kept by "window"."""
+    """Lowest and highest intensity kept by "window" and "window_zscore"."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     """The percentiles that "percentile" clips to."""
     crop: Crop = "none"
@@ -73,7 +73,7 @@ class PlanSettings(_Steps):
     spacing: Spacing | None = None
     """Voxel size in mm along X, Y and Z after turning; default: the median of the train images."""
     intensity: Intensity | tuple[Intensity, ...] | None = None
-    """zscore, window, percentile, rescale or none, one for all channels or one a channel;
+    """zscore, window, window_zscore, percentile, rescale or none, one for all channels or one a channel;
     default: by the channel's name."""
 
 
@@ -83,14 +83,15 @@ class Plan(_Steps):
     spacing: Spacing
     """Voxel size in mm along X, Y and Z after turning."""
     intensity: tuple[Intensity, ...]
-    """One a channel: zscore, window, percentile, rescale or none."""
+    """One a channel: zscore, window, window_zscore, percentile, rescale or none."""
     notes: dict[str, str] = Field(default_factory=dict)
     """How each value was decided; read by people only."""
 
     @model_validator(mode="after")
     def _check_window(self) -> Self:
-        if "window" in self.intensity and self.window is None:
-            raise ValueError('intensity "window" needs window = [low, high]')
+        for intensity in WINDOWED:
+            if intensity in self.intensity and self.window is None:
+                raise ValueError(f'intensity "{intensity}" needs window = [low, high]')
         return self
 
     def intensity_of(self, channel: int) -> Intensity:
@@ -124,6 +125,8 @@ def make_plan(dataset: Dataset, cases: Iterable[Case | str], settings: PlanSetti
         spacing = _median_spacing(dataset, cases, settings.orientation)
         notes["spacing"] = "median of the train images, in mm"
     intensity = _intensities(dataset, settings, notes)
+    if dataset.remarks:
+        notes["data"] = " ".join(dataset.remarks)
     values = settings.model_dump() | {
         "spacing": spacing,
         "intensity": intensity,

@@ -77,7 +77,13 @@ def banners(run: Run) -> list[Banner]:
             "compare with published figures only."
         )
         found.append(Banner(title, text, "chosen on the test list"))
-    return found + _text_banner(as_dict(run.experiment.get("text")))
+    return found + _data_banner(run) + _text_banner(as_dict(run.experiment.get("text")))
+
+
+def _data_banner(run: Run) -> list[Banner]:
+    remarks = as_list(run.setting("data", "remarks"))
+    text = " ".join(map(str, remarks))
+    return [Banner("About the data", text, "see the note about the data")] if remarks else []
 
 
 def _text_banner(origin: Mapping[str, Any]) -> list[Banner]:

@@ -38,6 +38,7 @@ class GridFacts:
         nsd_tolerance_mm: of the surface Dice.
         methods: in the order of the tables.
         failed: cells that failed when the grid was last run, and why.
+        remarks: what every table has to say of the data.
     """
 
     title: str = ""
@@ -47,6 +48,7 @@ class GridFacts:
     nsd_tolerance_mm: float | None = None
     methods: tuple[MethodFacts, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def of(self, method: str, preset: str) -> MethodFacts:
         """What is known of a row; nothing where the grid no longer has it."""
@@ -81,6 +83,7 @@ def read_facts(grid: Path) -> GridFacts:
             MethodFacts(**{**entry, "notes": tuple(entry["notes"])}) for entry in content["methods"]
         )
         failed = tuple((cell, why) for cell, why in content["failed"])
-        return GridFacts(**{**content, "methods": methods, "failed": failed})
+        remarks = tuple(content.get("remarks", ()))
+        return GridFacts(**{**content, "methods": methods, "failed": failed, "remarks": remarks})
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}). Run the grid again.") from error

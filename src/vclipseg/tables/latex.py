@@ -26,7 +26,8 @@ def latex_section(section: Section) -> str:
     headings += ["Published", "Gap"] if quoted else []
     marked = r" \textbf{Chosen on the test set.}" if section.first.protocol == "paper" else ""
     size = "" if section.facts.full_size or not quoted else " Published figures are of full size."
-    remarks = "; ".join(f"$^{{{mark}}}$ {_escape(note)}" for mark, note in notes)
+    marked_notes = [f"$^{{{mark}}}$ {_escape(note)}" for mark, note in notes]
+    remarks = "; ".join([*marked_notes, *map(_escape, section.facts.remarks)])
     label = "-".join(section.title.replace(",", "").replace(".", "").split())
     return "\n".join(
         [
