@@ -23,11 +23,10 @@ from vclipseg.inference import (
     Predictor,
     PredictSettings,
     batched,
-    blend_weights,
     load,
-    window_starts,
 )
 from vclipseg.methods.base import Method, MethodSettings, Task
+from vclipseg.windows import blend_weights, window_starts
 
 
 class Fake(Method):
@@ -144,7 +143,7 @@ def test_overlaps_are_averaged_by_weight(blend):
     x = image((12, 10, 9), seed=1)
     p = predictor(mean_of_window, mode="window", window=(8, 8, 8), stride=(3, 2, 4), blend=blend)
     total, visits = np.zeros((2, 12, 10, 9)), np.zeros((12, 10, 9))
-    weight = blend_weights((8, 8, 8), blend).numpy()
+    weight = blend_weights((8, 8, 8), blend)
     for a, b, c in itertools.product([0, 3, 4], [0, 2], [0, 1]):
         box = (slice(a, a + 8), slice(b, b + 8), slice(c, c + 8))
         share = 1 / (1 + np.exp(-x.numpy()[0][box].mean()))
@@ -186,7 +185,7 @@ def test_a_stride_that_leaves_gaps_is_refused():
 
 
 def test_gaussian_weights():
-    weight = blend_weights((8, 4, 6), "gaussian").numpy()
+    weight = blend_weights((8, 4, 6), "gaussian")
     x, y, z = np.ogrid[:8, :4, :6]
     squares = ((x - 3.5) / 1) ** 2 + ((y - 1.5) / 0.5) ** 2 + ((z - 2.5) / 0.75) ** 2
     np.testing.assert_allclose(weight, np.maximum(np.exp(-squares / 2), 1e-3), rtol=1e-5)

@@ -6,7 +6,6 @@ runs the network over the whole volume or over windows, and puts the result back
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from vclipseg.errors import DataError, OutOfMemory, UsageError
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Method, Task
 from vclipseg.settings import Settings
+from vclipseg.windows import blend_weights, cover, whole_bytes
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
@@ -113,8 +113,7 @@ class Predictor:
         if self.settings.mode != "auto":
             return self.settings.mode == "whole"
         filters = self.description["method"].get("filters", 16)
-        needed = image[0].numel() * filters * 4 * 10  # about ten float32 maps at full size
-        return needed < 0.5 * available_memory(self.device)
+        return whole_bytes(image.shape[1:], filters) < 0.5 * available_memory(self.device)
 
     def _run(self, images: Tensor) -> Tensor:
         images = images.to(self.device, memory_format=torch.channels_last_3d)
@@ -123,24 +122,13 @@ class Predictor:
 
     def _windows(self, image: Tensor) -> Tensor:
         shape = tuple(image.shape[1:])
-        window = tuple(min(w, s) for w, s in zip(self.window, shape, strict=True))
-        stride = self.settings.stride or tuple(max(1, w // 2) for w in window)
-        if any(step > w for step, w in zip(stride, self.window, strict=True)):
-            raise UsageError(
-                f"predict.stride {stride} is larger than the window {self.window}: voxels between "
-                "two windows would get no prediction"
-            )
-        weight = blend_weights(window, self.settings.blend)
+        window, boxes = cover(shape, self.window, self.settings.stride)
+        weight = torch.from_numpy(blend_weights(window, self.settings.blend))
         total = torch.zeros(len(self.class_names), *shape)
         visits = torch.zeros(shape)
-        starts = list(itertools.product(*map(window_starts, shape, window, stride)))
-        for batch in batched(starts, self.settings.batch):
-            boxes = [
-                tuple(slice(a, a + w) for a, w in zip(start, window, strict=True))
-                for start in batch
-            ]
-            probs = self._run(torch.stack([image[(slice(None), *box)] for box in boxes]))
-            for box, p in zip(boxes, probs, strict=True):
+        for batch in batched(boxes, self.settings.batch):
+            probs = self._run(torch.stack([image[(slice(None), *box)] for box in batch]))
+            for box, p in zip(batch, probs, strict=True):
                 total[(slice(None), *box)] += weight * p
                 visits[box] += weight
         return total / visits
@@ -181,23 +169,6 @@ def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
     if unknown or any(not name.startswith(method.training_only) for name in missing):
         raise DataError(f"{path}: its weights do not fit its description; copy or train it again")
     return Predictor(method, description, settings)
-
-
-def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """Starts along an axis: ceil((size - window) / stride) + 1 of them, the last at the border."""
-    last = size - window
-    return sorted({min(i * stride, last) for i in range(-(-last // stride) + 1)})
-
-
-def blend_weights(window: tuple[int, ...], blend: str) -> Tensor:
-    """(x, y, z) weights of a window's voxels: ones, or a Gaussian of 1/8 of each side."""
-    if blend == "uniform":
-        return torch.ones(window)
-    weight = torch.ones(())
-    for size in window:
-        position = (torch.arange(size) - (size - 1) / 2) / (size / 8)
-        weight = weight[..., None] * torch.exp(-0.5 * position.square())
-    return weight.clamp(min=1e-3)
 
 
 def batched(items: list, size: int) -> list[list]:
