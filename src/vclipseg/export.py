@@ -60,13 +60,13 @@ def export_onnx(
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists already; give --overwrite, or another name")
     described = describe(predictor, run, licence)
-    method = plain(predictor.method)
-    program = onnx_program(method, len(described["channel_names"]))
+    network = plain(predictor.method)
+    program = onnx_program(network, len(described["channel_names"]))
     for key, value in described.items():
         program.model.metadata_props[f"vclipseg.{key}"] = json.dumps(value)
     with replacing(path) as unfinished:
         program.save(unfinished, external_data=False)
-        require_equal(method, unfinished, len(described["channel_names"]))
+        require_equal(network, unfinished, len(described["channel_names"]))
     return described
 
 
@@ -131,25 +131,36 @@ def without_folders(value: Any) -> Any:
 
 
 class Probabilities(nn.Module):
-    """`Method.predict` as the forward pass."""
+    """`Method.predict` as the forward pass of a network that holds nothing else."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.method = method
+        self.method = without_training(method)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, X, Y, Z) -> (B, K, X, Y, Z)."""
         return self.method.predict(images)
 
 
-def plain(method: Method) -> Method:
+def without_training(method: Method) -> Method:
+    """The method without the parts that only training needs; it cannot be trained any more."""
+    for name, module in list(method.named_modules()):
+        for own in (module._modules, module._parameters, module._buffers):
+            for key in list(own):
+                whole = f"{name}.{key}" if name else key
+                if f"{whole}.".startswith(method.training_only):
+                    del own[key]
+    return method
+
+
+def plain(method: Method) -> Probabilities:
     """A copy on the CPU, in torch's own layout and layers: ours choose by size, a graph cannot."""
-    copied = copy.deepcopy(method).eval().cpu().to(memory_format=torch.contiguous_format)
+    copied = copy.deepcopy(method).eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for module in list(copied.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv3d) and type(child) is not nn.Conv3d:
                 setattr(module, name, _plain_convolution(child))
-    return copied.requires_grad_(False)
+    return Probabilities(copied.requires_grad_(False)).eval()
 
 
 def _plain_convolution(layer: nn.Conv3d) -> nn.Conv3d:
@@ -160,7 +171,7 @@ def _plain_convolution(layer: nn.Conv3d) -> nn.Conv3d:
     return new.train(layer.training)
 
 
-def onnx_program(method: Method, channels: int) -> Any:
+def onnx_program(network: Probabilities, channels: int) -> Any:
     """The network as an ONNX program: any batch, and axes that are multiples of 16."""
     dim = torch.export.Dim
     axes = {0: dim("batch"), **{i: STRIDE * dim(n) for i, n in ((2, "x"), (3, "y"), (4, "z"))}}
@@ -168,7 +179,7 @@ def onnx_program(method: Method, channels: int) -> Any:
     with _quiet():
         try:
             program = torch.onnx.export(
-                Probabilities(method).eval(),
+                network,
                 (example,),
                 dynamo=True,
                 input_names=["images"],
@@ -198,8 +209,8 @@ def _quiet() -> Iterator[None]:
         remarks.setLevel(level)
 
 
-def require_equal(method: Method, path: Path, channels: int) -> None:
-    """Compare file and method on noise of a size that the export has not seen.
+def require_equal(network: Probabilities, path: Path, channels: int) -> None:
+    """Compare file and network on noise of a size that the export has not seen.
 
     Raises:
         DataError: they differ by more than `TOLERANCE`.
@@ -208,7 +219,7 @@ def require_equal(method: Method, path: Path, channels: int) -> None:
 
     images = torch.randn(1, channels, 3 * STRIDE, STRIDE, 2 * STRIDE)
     with torch.inference_mode():
-        expected = method.predict(images).numpy()
+        expected = network(images).numpy()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(["probs"], {"images": images.numpy()})
     difference = float(np.abs(found - expected).max())

@@ -150,25 +150,33 @@ def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
                 f"`vclipseg train --resume {run}`"
             )
     weights, description = load_model(path)
-    cls = method_class(description["method"]["name"])
     try:
-        method_settings = cls.Settings.model_validate(description["method"])
+        method = build_method(description, weights.get("text"))
     except ValidationError as error:
         raise DataError(
             f"{path}: made by vclipseg {description.get('vclipseg')}, whose settings this version "
             f"does not know ({error.errors()[0]['loc'][0]}); predict with the version that made it"
         ) from error
-    task = Task(
-        in_channels=len(description["channel_names"]),
-        class_names=tuple(description["class_names"]),
-        total_steps=description["steps"],
-        text_vectors=weights.get("text"),
-    )
-    method = cls(method_settings, task)
     missing, unknown = method.load_state_dict(weights, strict=False)
     if unknown or any(not name.startswith(method.training_only) for name in missing):
         raise DataError(f"{path}: its weights do not fit its description; copy or train it again")
     return Predictor(method, description, settings)
+
+
+def build_method(description: dict[str, Any], text_vectors: Tensor | None) -> Method:
+    """The method that a model file describes, its weights still those of chance.
+
+    Raises:
+        ValidationError: this version does not know its settings.
+    """
+    cls = method_class(description["method"]["name"])
+    task = Task(
+        in_channels=len(description["channel_names"]),
+        class_names=tuple(description["class_names"]),
+        total_steps=description["steps"],
+        text_vectors=text_vectors,
+    )
+    return cls(cls.Settings.model_validate(description["method"]), task)
 
 
 def batched(items: list, size: int) -> list[list]:

@@ -22,7 +22,7 @@ import numpy as np
 from vclipseg.data.formats import NIFTI_SUFFIXES, image_suffix, strip_suffix
 from vclipseg.data.intensity import normalize
 from vclipseg.data.trace import Shape, Trace, turn_and_crop
-from vclipseg.data.volume import Volume, read_image, write
+from vclipseg.data.volume import Volume, read_image, with_values, write
 from vclipseg.errors import DataError, OutOfMemory, UsageError, VclipsegError
 from vclipseg.windows import blend_weights, cover, free_memory, whole_bytes
 
@@ -60,7 +60,7 @@ class Model:
         """Label values (X, Y, Z) of an image (C, X, Y, Z), on the image's own grid."""
         probs, trace = self._prepared_probs(volume)
         inside = running_argmax(linear(p, trace.cropped_shape) for p in probs)
-        return Volume(self.labels(trace.undo(inside)), volume.affine)
+        return Volume(with_values(trace.undo(inside), self.info["label_values"]), volume.affine)
 
     def probabilities(self, volume: Volume) -> Volume:
         """Class probabilities (K, X, Y, Z) float32 on the image's own grid."""
@@ -70,11 +70,6 @@ class Model:
             inside = linear(p, trace.cropped_shape)
             whole[index] = trace.undo(inside, outside=float(index == 0))
         return Volume(whole, volume.affine)
-
-    def labels(self, mask: np.ndarray) -> np.ndarray:
-        """Class indices to the label values that the training data have."""
-        values = np.asarray(self.info["label_values"])
-        return values[mask].astype(np.uint8 if values.max() < 256 else np.int32)
 
     def _prepared_probs(self, volume: Volume) -> tuple[np.ndarray, Trace]:
         names = self.info["channel_names"]
@@ -236,7 +231,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as cores")
-    parser.add_argument("--info", action="store_true", help="what the model says of itself, as JSON")
+    parser.add_argument(
+        "--info", action="store_true", help="what the model says of itself, as JSON"
+    )
     return parser
 
 
@@ -251,7 +248,7 @@ def _run(options: argparse.Namespace) -> None:
         probs = model.probabilities(image)
         write(probs, probs_path)
         print(probs_path)
-        mask = Volume(model.labels(probs.array.argmax(0)), image.affine)
+        mask = Volume(with_values(probs.array.argmax(0), model.info["label_values"]), image.affine)
     else:
         mask = model.predict(image)
     write(mask, mask_path)
