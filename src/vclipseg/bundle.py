@@ -184,8 +184,7 @@ def inference_json(predictor: Predictor) -> dict[str, Any]:
             "output_dir": "@output_dir",
             "overwrite": "@overwrite",
         },
-        "initialize": ["$@load"],
-        "run": ["$@evaluator.run()"],
+        "run": ["$@load", "$@evaluator.run()"],
     }
 
 

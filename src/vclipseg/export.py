@@ -104,7 +104,7 @@ def provenance(description: dict[str, Any], run: Path) -> dict[str, Any]:
     """The run's identity, settings, data, versions and commits."""
     settings = {key: description[key] for key in ("method", "preset", "steps", "patch", "weights")}
     trained_at = None
-    if run.is_dir():
+    if (run / "experiment.json").is_file():
         opened = Run.open(run)
         settings = opened.description["settings"]
         trained_at = opened.environment.get("commit")

@@ -164,8 +164,8 @@ def linear(array: np.ndarray, shape: Shape) -> np.ndarray:
         old = array.shape[axis]
         if old == new:
             continue
-        scale = np.float32(old) / np.float32(new)  # in float32, as torch reckons
-        place = scale * (np.arange(new, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+        scale = float(np.float32(old) / np.float32(new))
+        place = (scale * (np.arange(new) + 0.5) - 0.5).astype(np.float32)  # rounded as torch rounds
         place = place.clip(0, old - 1)
         low = place.astype(np.intp)
         high = np.minimum(low + 1, old - 1)
@@ -205,7 +205,7 @@ def running_argmax(values: Iterable[np.ndarray]) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives its exit code."""
     try:
-        _run(_parser().parse_args(arguments))
+        _run(parser().parse_args(arguments))
     except VclipsegError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -215,26 +215,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(
         prog="python -m vclipseg.lite", description="Masks of scans, from one exported model file."
     )
-    parser.add_argument("model", type=Path, help="file that `vclipseg export` wrote")
-    parser.add_argument(
+    options.add_argument("model", type=Path, help="file that `vclipseg export` wrote")
+    options.add_argument(
         "scan", type=Path, nargs="*", help="NIfTI file of one scan; of several channels, in order"
     )
-    parser.add_argument(
+    options.add_argument(
         "-o", "--output", type=Path, help="mask to write; NAME_seg.nii.gz beside the scan"
     )
-    parser.add_argument(
+    options.add_argument(
         "--probabilities", action="store_true", help="also write class probabilities (4D)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as cores")
-    parser.add_argument(
+    options.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    options.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as cores")
+    options.add_argument(
         "--info", action="store_true", help="what the model says of itself, as JSON"
     )
-    return parser
+    return options
 
 
 def _run(options: argparse.Namespace) -> None:
