@@ -142,6 +142,23 @@ def test_nothing_is_replaced_unasked(tmp_path):
     assert (tmp_path / "m.onnx").read_text() == "mine"
 
 
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    file = saved_model(tmp_path / "m.safetensors")
+    monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(
+        UsageError, match=r'^no_such_package: not.*pip install "vclipseg\[export\]"'
+    ):
+        export.export_onnx(load(file), file, tmp_path / "m.onnx")
+
+
+def test_the_name_decides_the_format(tmp_path):
+    file = saved_model(tmp_path / "m.safetensors")
+    result, lines = commands.export(file, tmp_path / "atrium", licence="CC0-1.0")
+    assert lines == [str(tmp_path / "atrium")]
+    assert result["copyright"] == "CC0-1.0"
+    assert (tmp_path / "atrium" / "configs" / "inference.json").is_file()
+
+
 def test_an_unknown_format(tmp_path):
     with pytest.raises(UsageError, match="there are onnx and monai"):
         commands.export(tmp_path, tmp_path / "m", "caffe", licence="")

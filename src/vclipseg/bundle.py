@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 import zipfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,9 @@ class VolumeInferer(Inferer):
         super().__init__()
         self.description = description
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         """(B, C, x, y, z) -> probabilities (B, K, x, y, z)."""
         predictor = Predictor(_Forward(network), self.description)  # type: ignore[arg-type]
         return torch.stack([predictor.prepared(image) for image in inputs])
@@ -253,7 +256,7 @@ class VolumeInferer(Inferer):
 class _Forward(nn.Module):
     """A network in the place of a method."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Callable[..., Any]) -> None:
         super().__init__()
         self.network = network
 

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vclipseg.methods.base import Method
 from vclipseg.networks.vnet import STRIDE
 from vclipseg.runs import Run
 
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra `export`
 UNSTATED = "not stated"
 TOLERANCE = 1e-4
 """Largest difference to torch, in probability, that an export may have."""
@@ -59,6 +61,9 @@ def export_onnx(
     """
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists already; give --overwrite, or another name")
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UsageError(f'{", ".join(missing)}: not installed; pip install "vclipseg[export]"')
     described = describe(predictor, run, licence)
     network = plain(predictor.method)
     program = onnx_program(network, len(described["channel_names"]))
@@ -177,22 +182,30 @@ def onnx_program(network: Probabilities, channels: int) -> Any:
     axes = {0: dim("batch"), **{i: STRIDE * dim(n) for i, n in ((2, "x"), (3, "y"), (4, "z"))}}
     example = torch.zeros(2, channels, 2 * STRIDE, 3 * STRIDE, 4 * STRIDE)
     with _quiet():
-        try:
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                input_names=["images"],
-                output_names=["probs"],
-                dynamic_shapes={"images": axes},
-                verbose=False,
-            )
-        except ImportError as error:
-            raise UsageError(f'{error}; pip install "vclipseg[export]"') from error
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["probs"],
+            dynamic_shapes={"images": axes},
+            custom_translation_table={torch.ops.aten.softmax.int: _softmax},
+            verbose=False,
+        )
     assert program is not None
     for node in program.model.graph:
         node.metadata_props.clear()  # paths of this machine among them
     return program
+
+
+def _softmax(values: Any, dim: int, dtype: int = -1) -> Any:
+    """Softmax step by step: onnxruntime's own is slow along the channels of a volume."""
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+    axis = op.Constant(value_ints=[dim])
+    powers = op.Exp(op.Sub(values, op.ReduceMax(values, axis, keepdims=1)))
+    return op.Div(powers, op.ReduceSum(powers, axis, keepdims=1))
 
 
 @contextmanager
