@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import monai.bundle
 import pytest
 import typer
 
 from made_records import make_record, make_scores
-from vclipseg import records
+from vclipseg import lite, records
 from vclipseg.benchmark.grids import GridSettings, load_grid
 from vclipseg.cli import app
 from vclipseg.config import build_experiment, load_experiment
@@ -42,6 +43,7 @@ METHOD_FILES = sorted(
 )  # fmt: skip
 COMMANDS = typer.main.get_command(app)
 NOT_RUN = "<!-- not run:"
+NEEDED = ("numpy", "nibabel", "onnxruntime", "fire", "jsonschema")  # by an exported model
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -204,8 +206,12 @@ def test_command_is_one(where, line):
         check_vclipseg(words[1:])
     elif words[0] == "make":
         assert f"\n{words[1]}:" in text_of("Makefile"), line
+    elif words[:2] == ["python", "-m"]:
+        check_module(words[2:])
     elif words[0] == "python":
         check_script(words[1:])
+    elif words[:2] == ["pip", "install"]:
+        assert all(word.startswith(("vclipseg", "-")) or word in NEEDED for word in words[2:])
     else:
         assert words == ["source", ".venv/bin/activate"], line
 
@@ -228,6 +234,15 @@ def check_vclipseg(words: list[str]) -> None:
         load_experiment(ROOT / recipe)
     if values.get("grid"):
         load_grid(ROOT / values["grid"], overrides)
+
+
+def check_module(words: list[str]) -> None:
+    """A module that is run: an exported model, or a MONAI bundle."""
+    if words[0] == "vclipseg.lite":
+        lite.parser().parse_args(words[1:])
+    else:
+        assert words[0] == "monai.bundle"
+        assert callable(getattr(monai.bundle, words[1]))
 
 
 def check_script(words: list[str]) -> None:

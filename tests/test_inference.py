@@ -112,7 +112,7 @@ def test_overlaps_are_averaged_by_weight(blend):
     x = image((12, 10, 9), seed=1)
     p = predictor(mean_of_window, mode="window", window=(8, 8, 8), stride=(3, 2, 4), blend=blend)
     total, visits = np.zeros((2, 12, 10, 9)), np.zeros((12, 10, 9))
-    weight = blend_weights((8, 8, 8), blend).numpy()
+    weight = blend_weights((8, 8, 8), blend)
     for a, b, c in itertools.product([0, 3, 4], [0, 2], [0, 1]):
         box = (slice(a, a + 8), slice(b, b + 8), slice(c, c + 8))
         share = 1 / (1 + np.exp(-x.numpy()[0][box].mean()))

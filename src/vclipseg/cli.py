@@ -351,6 +351,29 @@ def report(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder or model file.")],
+    out: Annotated[
+        Path, typer.Argument(help="MODEL.onnx; for a MONAI bundle a folder, or BUNDLE.zip.")
+    ],
+    kind: Annotated[
+        str | None, typer.Option("--format", help="onnx or monai; by the name if left out.")
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Licence of the model, written into it.")
+    ] = "not stated",
+    settings: SetOption = [],  # noqa: B006
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """One file that `python -m vclipseg.lite` runs without torch, or a MONAI bundle."""
+    from vclipseg import commands
+
+    result, lines = commands.export(run, out, kind, settings, licence=licence, overwrite=overwrite)
+    _print(result, as_json, lines)
+
+
+@app.command()
 def prompts(
     classes: Annotated[
         list[str], typer.Argument(help="Class names, background first; or a data folder.")

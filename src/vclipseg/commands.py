@@ -217,13 +217,47 @@ def predict(
     probabilities: bool = False,
 ) -> list[Path]:
     """Masks of scans and folders of scans."""
+    return predict_scans(
+        _predictor(model, overrides),
+        scans,
+        output,
+        console,
+        overwrite=overwrite,
+        probabilities=probabilities,
+    )
+
+
+def export(
+    run: Path,
+    out: Path,
+    kind: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    licence: str,
+    overwrite: bool = False,
+) -> tuple[dict[str, Any], list[str]]:
+    """A model as one .onnx file or as a MONAI bundle; what it says of itself, and how to use it."""
+    kind = kind or ("onnx" if out.suffix == ".onnx" else "monai")
+    if kind not in ("onnx", "monai"):
+        raise UsageError(f"--format {kind}: there are onnx and monai")
+    predictor = _predictor(run, overrides)
+    if kind == "onnx":
+        from vclipseg.export import export_onnx
+
+        result = export_onnx(predictor, run, out, licence=licence, overwrite=overwrite)
+        return result, [str(out), f"next: python -m vclipseg.lite {out} SCAN.nii.gz -o mask.nii.gz"]
+    from vclipseg.bundle import export_bundle
+
+    result = export_bundle(predictor, run, out, licence=licence, overwrite=overwrite)
+    return result, [str(out)]
+
+
+def _predictor(model: Path, overrides: Sequence[str]) -> Predictor:
+    """A model, with overrides of how it predicts."""
     load_experiment(None, overrides)  # refuses unknown keys
     predictor = load(model)
     settings = overridden(predictor.settings, overrides, "predict")
-    predictor = Predictor(predictor.method, predictor.description, settings)
-    return predict_scans(
-        predictor, scans, output, console, overwrite=overwrite, probabilities=probabilities
-    )
+    return Predictor(predictor.method, predictor.description, settings)
 
 
 def prompts(

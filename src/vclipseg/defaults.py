@@ -10,7 +10,7 @@ import torch
 
 from vclipseg.data.datasets import Dataset
 from vclipseg.data.plan import Plan
-from vclipseg.data.resample import resampled_shape
+from vclipseg.data.trace import resampled_shape
 from vclipseg.data.volume import affine_spacing, axes_and_flips, read_header, turn_affine
 
 GPU = {"filters": 16, "steps": 15_000, "voxels": 112 * 112 * 80}

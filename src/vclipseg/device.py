@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 
 import torch
+
+from vclipseg.windows import free_memory
 
 
 def default_device() -> torch.device:
@@ -45,10 +46,7 @@ def available_memory(device: torch.device) -> int:
     """Bytes that are free on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 4 * 2**30
+    return free_memory()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

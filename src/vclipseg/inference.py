@@ -16,14 +16,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from vclipseg.checkpoint import load_model
-from vclipseg.data.preprocess import (
-    Plan,
-    Trace,
-    prepare_image,
-    put_back,
-    restore,
-    restore_mask,
-)
+from vclipseg.data.preprocess import Plan, Trace, prepare_image, restore, restore_mask
 from vclipseg.data.volume import Volume
 from vclipseg.device import autocast, available_memory, default_device, is_out_of_memory
 from vclipseg.errors import DataError, OutOfMemory, UsageError
@@ -31,7 +24,7 @@ from vclipseg.methods import method_class
 from vclipseg.methods.base import Method, Task
 from vclipseg.networks.folding import fold_batchnorm
 from vclipseg.settings import Settings
-from vclipseg.windows import slabs
+from vclipseg.windows import fitted, slabs, whole_bytes
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
@@ -87,7 +80,7 @@ class Predictor:
             return restore_mask(self.prepared(image).numpy(), trace)
         with torch.inference_mode():
             labels = [probs.argmax(0).to(torch.uint8) for probs in self._parts(image)]
-        return put_back(torch.cat(labels).numpy(), trace)
+        return Volume(trace.undo(torch.cat(labels).numpy()), volume.affine)
 
     def probabilities(self, volume: Volume) -> Volume:
         """Class probabilities (K, X, Y, Z) float32 on the image's own grid."""
@@ -125,8 +118,7 @@ class Predictor:
         if self.settings.mode != "auto":
             return self.settings.mode == "whole"
         filters = self.description["method"].get("filters", 16)
-        needed = image[0].numel() * filters * 4 * 10  # about ten float32 maps at full size
-        return needed < 0.5 * available_memory(self.device)
+        return whole_bytes(image.shape[1:], filters) < 0.5 * available_memory(self.device)
 
     def _run(self, images: Tensor) -> Tensor:
         images = images.to(self.device, memory_format=torch.channels_last_3d)
@@ -135,18 +127,15 @@ class Predictor:
 
     def _slabs(self, image: Tensor) -> Iterator[Tensor]:
         """Probabilities (K, n, y, z) of one slab of x after the other, from windows."""
-        shape = tuple(image.shape[1:])
-        window = tuple(min(w, s) for w, s in zip(self.window, shape, strict=True))
-        stride = self.settings.stride or tuple(max(1, w // 2) for w in window)
-        if any(step > w for step, w in zip(stride, self.window, strict=True)):
-            raise UsageError(
-                f"predict.stride {stride} is larger than the window {self.window}: voxels between "
-                "two windows would get no prediction"
-            )
+        window, stride = fitted(image.shape[1:], self.window, self.settings.stride)
+        how = (window, stride, self.settings.blend, self.settings.batch)
+
+        def run(windows: np.ndarray) -> np.ndarray:
+            return self._run(torch.from_numpy(windows)).numpy()
+
         try:
-            yield from slabs(
-                image, self._run, window, stride, self.settings.blend, self.settings.batch
-            )
+            for probs in slabs(image.numpy(), run, *how):
+                yield torch.from_numpy(probs)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise OutOfMemory(
@@ -172,22 +161,30 @@ def load(run: str | Path, settings: PredictSettings | None = None) -> Predictor:
                 f"`vclipseg train --resume {run}`"
             )
     weights, description = load_model(path)
-    cls = method_class(description["method"]["name"])
     try:
-        method_settings = cls.Settings.model_validate(description["method"])
+        method = build_method(description, weights.get("text"))
     except ValidationError as error:
         raise DataError(
             f"{path}: made by vclipseg {description.get('vclipseg')}, whose settings this version "
             f"does not know ({error.errors()[0]['loc'][0]}); predict with the version that made it"
         ) from error
-    task = Task(
-        in_channels=len(description["channel_names"]),
-        class_names=tuple(description["class_names"]),
-        total_steps=description["steps"],
-        text_vectors=weights.get("text"),
-    )
-    method = cls(method_settings, task)
     missing, unknown = method.load_state_dict(weights, strict=False)
     if unknown or any(not name.startswith(method.training_only) for name in missing):
         raise DataError(f"{path}: its weights do not fit its description; copy or train it again")
     return Predictor(fold_batchnorm(method.eval()), description, settings)
+
+
+def build_method(description: dict[str, Any], text_vectors: Tensor | None) -> Method:
+    """The method that a model file describes, its weights still those of chance.
+
+    Raises:
+        ValidationError: this version does not know its settings.
+    """
+    cls = method_class(description["method"]["name"])
+    task = Task(
+        in_channels=len(description["channel_names"]),
+        class_names=tuple(description["class_names"]),
+        total_steps=description["steps"],
+        text_vectors=text_vectors,
+    )
+    return cls(cls.Settings.model_validate(description["method"]), task)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
 from vclipseg.data.formats import strip_suffix
-from vclipseg.data.volume import Volume, read_image, write
+from vclipseg.data.volume import Volume, read_image, with_values, write
 from vclipseg.errors import UsageError
 from vclipseg.inference import Predictor
 
@@ -115,8 +113,6 @@ def predict_scans(
     twice = {target for target in targets if targets.count(target) > 1}
     if twice:
         raise UsageError(f"{min(twice)}: two scans of the same name would be written there")
-    values = np.asarray(predictor.label_values)
-    small = values.max() < 256
     written = []
     with console.bar("predict", len(scans)) as advance:
         for done, (scan, target) in enumerate(zip(scans, targets, strict=True), start=1):
@@ -129,8 +125,7 @@ def predict_scans(
                 mask = probs.array.argmax(0)
             else:
                 mask = predictor.predict(image).array
-            stored = values[mask].astype(np.uint8 if small else np.int32)
-            write(Volume(stored, image.affine), target)
+            write(Volume(with_values(mask, predictor.label_values), image.affine), target)
             written.append(target)
             advance(done, scan.name)
     return written

@@ -1,4 +1,4 @@
-"""Sliding windows over a volume, averaged where they overlap.
+"""How a volume is covered by windows, and whether it fits into memory at once; numpy alone.
 
 The volume is gone through along its first axis, and each slab is given as soon as no further window
 reaches it: what is held is as thick as a window, however large the volume.
@@ -7,27 +7,51 @@ reaches it: what is held is as thick as a window, however large the volume.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
-Size = tuple[int, int, int]
+from vclipseg.errors import UsageError
+
+
+def fitted(
+    shape: Sequence[int], window: Sequence[int], stride: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The size of the windows over a volume `(x, y, z)`, and the steps between them.
+
+    Args:
+        shape: of the volume; no window is larger.
+        window: the size wanted.
+        stride: steps between windows; half a window for None.
+
+    Raises:
+        UsageError: the stride leaves gaps.
+    """
+    size = tuple(min(w, s) for w, s in zip(window, shape, strict=True))
+    stride = tuple(stride or (max(1, w // 2) for w in size))
+    if any(step > w for step, w in zip(stride, window, strict=True)):
+        raise UsageError(
+            f"predict.stride {stride} is larger than the window {tuple(window)}: voxels "
+            "between two windows would get no prediction"
+        )
+    return size, stride
 
 
 def slabs(
-    image: Tensor,
-    run: Callable[[Tensor], Tensor],
-    window: Size,
-    stride: Size,
+    image: np.ndarray,
+    run: Callable[[np.ndarray], np.ndarray],
+    window: Sequence[int],
+    stride: Sequence[int],
     blend: str,
     batch: int,
-) -> Iterator[Tensor]:
+) -> Iterator[np.ndarray]:
     """The averaged outputs of a volume, slab by slab along X.
 
     Args:
         image: (C, X, Y, Z), at least as large as the window.
-        run: (B, C, *window) -> (B, K, *window), on the CPU.
+        run: (B, C, *window) -> (B, K, *window).
         window: size in voxels.
         stride: steps between windows, at most the window.
         blend: as `blend_weights` has it.
@@ -38,15 +62,15 @@ def slabs(
     """
     along, *across = map(window_starts, image.shape[1:], window, stride)
     weight = blend_weights(window, blend)
-    visits = torch.zeros(window[0], *image.shape[2:])
-    total: Tensor | None = None
+    visits = np.zeros((window[0], *image.shape[2:]), np.float32)
+    total: np.ndarray | None = None
     for start, following in zip(along, [*along[1:], image.shape[1]], strict=True):
         slab = image[:, start : start + window[0]]
         for corners in batched(list(itertools.product(*across)), batch):
             boxes = [(slice(y, y + window[1]), slice(z, z + window[2])) for y, z in corners]
-            outputs = run(torch.stack([slab[:, :, y, z] for y, z in boxes]))
+            outputs = run(np.stack([slab[:, :, y, z] for y, z in boxes]))
             if total is None:
-                total = torch.zeros(outputs.shape[1], *visits.shape)
+                total = np.zeros((outputs.shape[1], *visits.shape), np.float32)
             for (y, z), output in zip(boxes, outputs, strict=True):
                 total[:, :, y, z] += weight * output
                 visits[:, y, z] += weight
@@ -57,11 +81,13 @@ def slabs(
         advance(visits, done, axis=0)
 
 
-def advance(held: Tensor, steps: int, axis: int) -> None:
+def advance(held: np.ndarray, steps: int, axis: int) -> None:
     """Move what is held towards the start of an axis, in place; zeros follow."""
-    kept = held.shape[axis] - steps
-    held.narrow(axis, 0, kept).copy_(held.narrow(axis, steps, kept).clone())
-    held.narrow(axis, kept, steps).zero_()
+    moved = np.moveaxis(held, axis, 0)
+    kept = len(moved) - steps
+    for index in range(kept):  # what is read lies ahead of what is written
+        moved[index] = moved[index + steps]
+    moved[kept:] = 0
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
@@ -70,17 +96,30 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
     return sorted({min(i * stride, last) for i in range(-(-last // stride) + 1)})
 
 
-def blend_weights(window: Size, blend: str) -> Tensor:
-    """(x, y, z) weights of a window's voxels: ones, or a Gaussian of 1/8 of each side."""
-    if blend == "uniform":
-        return torch.ones(window)
-    weight = torch.ones(())
+def blend_weights(window: Sequence[int], blend: str) -> np.ndarray:
+    """(x, y, z) float32 weights of a window's voxels: ones, or a Gaussian of 1/8 of each side."""
+    weight = np.ones((), np.float32)
     for size in window:
-        position = (torch.arange(size) - (size - 1) / 2) / (size / 8)
-        weight = weight[..., None] * torch.exp(-0.5 * position.square())
-    return weight.clamp(min=1e-3)
+        position = (np.arange(size) - (size - 1) / 2) / (size / 8)
+        if blend == "uniform":
+            position[:] = 0
+        weight = weight[..., None] * np.exp(-0.5 * position**2).astype(np.float32)
+    return weight.clip(min=1e-3)
 
 
 def batched(items: list, size: int) -> list[list]:
     """`items` in lists of `size`."""
     return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def whole_bytes(shape: Sequence[int], filters: int) -> int:
+    """Memory that a volume `(x, y, z)` needs at once: about ten float32 maps at full size."""
+    return math.prod(shape) * filters * 4 * 10
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free; a guess where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # no os.sysconf on Windows
+        return 4 * 2**30

@@ -24,7 +24,8 @@ from vclipseg.data.preprocess import (
     restore_mask,
     save_plan,
 )
-from vclipseg.data.resample import resample_image, resample_labels, resampled_affine
+from vclipseg.data.resample import resample_image, resample_labels
+from vclipseg.data.trace import resampled_affine
 from vclipseg.data.volume import Volume
 from vclipseg.errors import DataError, UsageError
 

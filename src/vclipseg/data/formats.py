@@ -2,7 +2,8 @@
 
 Readers give a plain array with channels last, `(X, Y, Z)` or `(X, Y, Z, C)`, and its
 affine to RAS+ mm; writers take the same. SimpleITK's LPS and its reversed axes end here.
-NIfTI is read by nibabel, as SimpleITK refuses affines that are not orthonormal.
+NIfTI is read by nibabel, as SimpleITK refuses affines that are not orthonormal. SimpleITK and h5py are
+imported when a file needs them: an exported model runs where they are not installed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import h5py
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
+
+if TYPE_CHECKING:
+    import h5py
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -58,6 +60,8 @@ def read_geometry(path: Path) -> Geometry:
         return image.shape, image.affine
     if suffix in ITK_SUFFIXES:
         return _itk_geometry(path)
+    import h5py
+
     with h5py.File(path, "r") as file:
         return cast("h5py.Dataset", file["image"]).shape, _hdf5_affine()
 
@@ -69,6 +73,8 @@ def read_voxels(path: Path, kind: str) -> Voxels:
         return _read_nifti(path, kind)
     if suffix in ITK_SUFFIXES:
         return _read_itk(path)
+    import h5py
+
     with h5py.File(path, "r") as file:
         return cast("h5py.Dataset", file[kind])[()], _hdf5_affine()
 
@@ -125,6 +131,8 @@ def itk_affine(
 
 
 def _itk_geometry(path: Path) -> Geometry:
+    import SimpleITK as sitk
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -136,6 +144,8 @@ def _itk_geometry(path: Path) -> Geometry:
 
 
 def _read_itk(path: Path) -> Voxels:
+    import SimpleITK as sitk
+
     image = sitk.ReadImage(str(path))
     if image.GetDimension() < 3:
         raise ValueError(f"shape {image.GetSize()} is not that of a 3-D volume")
@@ -147,6 +157,8 @@ def _read_itk(path: Path) -> Voxels:
 
 
 def _write_itk(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    import SimpleITK as sitk
+
     vector = array.ndim == 4
     data = np.moveaxis(array.T, 0, -1) if vector else array.T  # (Z, Y, X[, C])
     image = sitk.GetImageFromArray(np.ascontiguousarray(data), isVector=vector)

@@ -7,32 +7,16 @@ probabilities back on the scan's own grid, whatever its orientation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from vclipseg.data.intensity import normalize
 from vclipseg.data.plan import Plan, PlanSettings, load_plan, make_plan, save_plan
-from vclipseg.data.resample import (
-    Shape,
-    linear,
-    resample_image,
-    resample_labels,
-    resampled_affine,
-    resampled_shape,
-    running_argmax,
-)
-from vclipseg.data.volume import (
-    Volume,
-    affine_spacing,
-    axes_and_flips,
-    turn,
-    turn_affine,
-    turn_back,
-)
+from vclipseg.data.resample import linear, resample_image, resample_labels, running_argmax
+from vclipseg.data.trace import Trace, turn_and_crop
+from vclipseg.data.volume import Volume, affine_spacing, turn
 from vclipseg.errors import DataError
 
 __all__ = [
@@ -49,64 +33,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What was done to the grid of a volume, in the order it was done.
-
-    Attributes:
-        shape: `(X, Y, Z)` of the scan.
-        affine: Rows of the scan's affine, voxel to RAS+ mm.
-        axes: The axis of the scan that became X, Y and Z.
-        flips: Whether these were then reversed.
-        box: First and past-the-last voxel of the crop along X, Y and Z, after turning.
-        prepared_shape: `(x, y, z)` that the network sees.
-    """
-
-    shape: Shape
-    affine: tuple[tuple[float, ...], ...]
-    axes: tuple[int, ...]
-    flips: tuple[bool, ...]
-    box: tuple[tuple[int, int], ...]
-    prepared_shape: Shape
-
-    @property
-    def turned_shape(self) -> Shape:
-        """`(X, Y, Z)` of the whole scan after turning."""
-        x, y, z = (self.shape[axis] for axis in self.axes)
-        return x, y, z
-
-    @property
-    def cropped_shape(self) -> Shape:
-        """`(X, Y, Z)` after turning and cropping."""
-        x, y, z = (stop - start for start, stop in self.box)
-        return x, y, z
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        """The crop as slices of the last three axes."""
-        return tuple(slice(start, stop) for start, stop in self.box)
-
-    @property
-    def prepared_affine(self) -> np.ndarray:
-        """`(4, 4)`, prepared voxel to RAS+ mm."""
-        affine = turn_affine(np.array(self.affine), self.shape, self.axes, self.flips)
-        affine[:3, 3] += affine[:3, :3] @ [start for start, _ in self.box]
-        return resampled_affine(affine, self.cropped_shape, self.prepared_shape)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain lists and numbers."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Trace:
-        """The trace that `to_json` wrote."""
-        return cls(**{key: _tuples(value) for key, value in content.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
 def prepare_image(volume: Volume, plan: Plan) -> tuple[Volume, Trace]:
     """Turn, crop, normalize and resample an image.
 
@@ -117,20 +43,7 @@ def prepare_image(volume: Volume, plan: Plan) -> tuple[Volume, Trace]:
     Returns:
         float32 `(C, x, y, z)`, and how to undo it.
     """
-    axes, flips = axes_and_flips(volume.affine, plan.orientation)
-    array = turn(volume.array, axes, flips)
-    box = _nonzero_box(array) if plan.crop == "nonzero" else tuple((0, n) for n in array.shape[1:])
-    cropped = tuple(stop - start for start, stop in box)
-    spacing = affine_spacing(turn_affine(volume.affine, volume.shape, axes, flips))
-    trace = Trace(
-        shape=volume.shape,
-        affine=tuple(tuple(row) for row in volume.affine.tolist()),
-        axes=axes,
-        flips=flips,
-        box=box,
-        prepared_shape=resampled_shape(cropped, spacing, plan.spacing),
-    )
-    array = array[(slice(None), *trace.slices)]
+    array, trace = turn_and_crop(volume, plan.orientation, plan.crop, plan.spacing)
     channels = [
         normalize(channel, plan.intensity_of(index), plan.window, plan.percentiles)
         for index, channel in enumerate(array)
@@ -181,13 +94,11 @@ def restore(probs: np.ndarray | torch.Tensor, trace: Trace) -> np.ndarray:
     Returns:
         float32 `(K, X, Y, Z)`.
     """
-    _check_shape(probs, trace)
-    whole = np.zeros((len(probs), *trace.shape), dtype=np.float32)
-    whole[0] = 1
-    turned = turn(whole, trace.axes, trace.flips)  # a view: what is written there is in `whole`
+    trace.check(probs)
+    whole = np.empty((len(probs), *trace.shape), dtype=np.float32)
     for index in range(len(probs)):
-        inside = linear(probs[index], trace.cropped_shape)
-        turned[index][trace.slices] = inside.cpu().numpy()
+        inside = linear(probs[index], trace.cropped_shape).cpu().numpy()
+        whole[index] = trace.undo(inside, outside=float(index == 0))
     return whole
 
 
@@ -201,38 +112,6 @@ def restore_mask(probs: np.ndarray | torch.Tensor, trace: Trace) -> Volume:
     Returns:
         uint8 `(X, Y, Z)` with the scan's own affine.
     """
-    _check_shape(probs, trace)
+    trace.check(probs)
     inside = (linear(probs[index], trace.cropped_shape) for index in range(len(probs)))
-    return put_back(running_argmax(inside), trace)
-
-
-def put_back(mask: np.ndarray, trace: Trace) -> Volume:
-    """A mask of what was left by the crop, at the spacing of the scan, on the grid of the scan.
-
-    Args:
-        mask: uint8 `(X, Y, Z)`, of `trace.cropped_shape`.
-        trace: How the scan was prepared.
-
-    Returns:
-        uint8 `(X, Y, Z)` with the scan's own affine; what was cropped away is 0.
-    """
-    turned = np.zeros(trace.turned_shape, dtype=np.uint8)
-    turned[trace.slices] = mask
-    whole = np.ascontiguousarray(turn_back(turned, trace.axes, trace.flips))
-    return Volume(whole, np.array(trace.affine))
-
-
-def _check_shape(probs: np.ndarray | torch.Tensor, trace: Trace) -> None:
-    if tuple(probs.shape[1:]) != trace.prepared_shape or probs.ndim != 4:
-        raise ValueError(f"probs of shape {tuple(probs.shape)}, not (K, *{trace.prepared_shape})")
-
-
-def _nonzero_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """The smallest box around the voxels of `(C, X, Y, Z)` that are nonzero in some channel."""
-    nonzero = (image != 0).any(axis=0)
-    box = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        hit = np.flatnonzero(nonzero.any(axis=others))
-        box.append((int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, nonzero.shape[axis]))
-    return tuple(box)
+    return Volume(trace.undo(running_argmax(inside)), np.array(trace.affine))

@@ -6,31 +6,17 @@ with `align_corners=False`; so voxel centres move by a part of a voxel, and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch.nn.functional import interpolate
 
-Shape = tuple[int, int, int]
+from vclipseg.data.trace import Shape
+
 SMOOTH_ABOVE = 2.0
 """Images that shrink by more than this along an axis are smoothed along it first."""
-
-
-def resampled_shape(shape: Sequence[int], old: Sequence[float], new: Sequence[float]) -> Shape:
-    """Voxels after a change of spacing in mm, the field of view kept as nearly as can be."""
-    x, y, z = (max(1, int(n * a / b + 0.5)) for n, a, b in zip(shape, old, new, strict=True))
-    return x, y, z
-
-
-def resampled_affine(affine: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.ndarray:
-    """The affine of a grid of `new` voxels over the field of view of one of `old`."""
-    factor = np.asarray(old) / np.asarray(new)
-    scaled = affine.copy()
-    scaled[:3, :3] = affine[:3, :3] * factor
-    scaled[:3, 3] += affine[:3, :3] @ ((factor - 1) / 2)  # half a new voxel from the old corner
-    return scaled
 
 
 def resample_image(array: np.ndarray, shape: Shape) -> np.ndarray:

@@ -46,6 +46,7 @@ __all__ = [
     "turn",
     "turn_affine",
     "turn_back",
+    "with_values",
     "write",
 ]
 
@@ -177,6 +178,12 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     axes, flips = axes_and_flips(volume.affine, orientation)
     array = np.ascontiguousarray(turn(volume.array, axes, flips))
     return Volume(array, turn_affine(volume.affine, volume.shape, axes, flips))
+
+
+def with_values(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Class indices to a data set's own label values, in a type that every viewer knows."""
+    known = np.asarray(values)
+    return known[mask].astype(np.uint8 if known.max() < 256 else np.int32)
 
 
 def _read(path: Path, kind: str) -> Volume:
