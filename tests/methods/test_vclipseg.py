@@ -544,6 +544,22 @@ def test_teacher_labels_in_evaluation_mode_and_is_not_trained():
     torch.testing.assert_close(first, expected.detach())
 
 
+def test_teacher_can_take_the_statistics_of_what_it_labels():
+    method = make(
+        teacher_decay=0.9, teacher_statistics="batch", copy_paste=0.5, dropout=0.0
+    ).train()
+    with torch.no_grad():
+        for norm in [m for m in method.modules() if isinstance(m, torch.nn.BatchNorm3d)]:
+            norm.running_mean.fill_(3.0)  # of another contrast
+    batch = make_batch(size=32)
+    guide = method.guides(batch, [torch.zeros(4, 2, 32, 32, 32)] * 2)[0]
+    alone = copy.deepcopy(method.teacher.network).train()
+    expected = alone(batch.split(batch.plain)[1]).logits[0].softmax(1)
+    torch.testing.assert_close(guide[-2:], expected)
+    assert method.teacher.network.training
+    assert method.eval().teacher.training is False
+
+
 def test_guides_without_a_teacher_are_the_students_own():
     probs = [torch.rand(4, 3, 2, 2, 2, requires_grad=True) for _ in range(2)]
     guides = make().guides(BATCH, probs)

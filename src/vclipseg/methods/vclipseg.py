@@ -89,6 +89,10 @@ class VCLIPSegSettings(MethodSettings):
     """Label of a grid cell: that of its first voxel, as published, or of more than half of it."""
     teacher_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share that an averaged teacher keeps each step; 0: the network labels for itself."""
+    teacher_statistics: Literal["running", "batch"] = "running"
+    """What the teacher normalizes by: the running average of the network's statistics, which are of mixed
+    patches in changed contrast, or the statistics of the plain patches that it labels (dropout then acts in
+    it too)."""
     copy_paste: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Side of the box that labeled and unlabeled patches exchange, as a share of the patch; 0: none."""
     predict_with: Literal["first", "mean"] = "first"
@@ -118,7 +122,10 @@ class VCLIPSeg(Method):
             prompts=s.prompts,
             projections=s.heads if s.alignment else 0,
         )
-        self.teacher = Ema(self.network, s.teacher_decay, buffers=True) if s.teacher_decay else None
+        running = s.teacher_statistics == "running"
+        self.teacher = (
+            Ema(self.network, s.teacher_decay, buffers=running) if s.teacher_decay else None
+        )
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
