@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from vclipseg.checkpoint import load_model
-from vclipseg.data.preprocess import Plan, prepare_image, restore, restore_mask
+from vclipseg.data.preprocess import Plan, Trace, prepare_image, restore, restore_mask
 from vclipseg.data.volume import Volume
 from vclipseg.device import autocast, available_memory, default_device, is_out_of_memory
 from vclipseg.errors import DataError, OutOfMemory, UsageError
@@ -70,15 +70,16 @@ class Predictor:
 
     def predict(self, volume: Volume) -> Volume:
         """Class indices (X, Y, Z) uint8 of an image (C, X, Y, Z), on the image's own grid."""
-        probs, trace = self._prepared_probs(volume)
+        probs, trace = self.prepared_probs(volume)
         return restore_mask(probs, trace)
 
     def probabilities(self, volume: Volume) -> Volume:
         """Class probabilities (K, X, Y, Z) float32 on the image's own grid."""
-        probs, trace = self._prepared_probs(volume)
+        probs, trace = self.prepared_probs(volume)
         return Volume(restore(probs, trace), volume.affine)
 
-    def _prepared_probs(self, volume: Volume) -> tuple[np.ndarray, Any]:
+    def prepared_probs(self, volume: Volume) -> tuple[np.ndarray, Trace]:
+        """Probabilities (K, x, y, z) of an image (C, X, Y, Z) prepared, and how it was prepared."""
         channels = len(self.description["channel_names"])
         if volume.array.ndim != 4 or len(volume.array) != channels:
             raise UsageError(
@@ -131,7 +132,7 @@ class Predictor:
                 "two windows would get no prediction"
             )
         weight = blend_weights(window, self.settings.blend)
-        total = torch.zeros(len(self.class_names), *shape)
+        total: Tensor | float = 0.0
         visits = torch.zeros(shape)
         starts = list(itertools.product(*map(window_starts, shape, window, stride)))
         for batch in batched(starts, self.settings.batch):
@@ -140,6 +141,8 @@ class Predictor:
                 for start in batch
             ]
             probs = self._run(torch.stack([image[(slice(None), *box)] for box in boxes]))
+            if not isinstance(total, Tensor):
+                total = torch.zeros(probs.shape[1], *shape)
             for box, p in zip(boxes, probs, strict=True):
                 total[(slice(None), *box)] += weight * p
                 visits[box] += weight
