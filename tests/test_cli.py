@@ -31,6 +31,7 @@ VERBS = [
     "benchmark",
     "compare",
     "report",
+    "serve",
     "prompts",
     "info",
 ]
