@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,12 +14,10 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
-import uvicorn
 from scans_made import nifti
 
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.reviews import latest_review
-from vclipseg.serve.app import create_app
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,23 +27,6 @@ pytestmark = [
 SOFTWARE = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 PATIENCE = 180_000  # ms: software rendering on a busy machine
 READ = "document.querySelector('.stage').viewer"
-
-
-@pytest.fixture
-def server(runs):
-    """The address of a running server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = uvicorn.Config(create_app(runs), host="127.0.0.1", port=port, log_level="error")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    running.should_exit = True
-    thread.join(30)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ const STRATEGIES = {
 
 export async function review(root, { run, rest, go }) {
   const viewer = new Viewer(run.classes);
-  const state = { queue: null, chosen: null, changed: false, brush: null, size: 3, stopped: false };
+  const state = { queue: null, chosen: null, changed: false, brush: null, size: 3, stopped: false,
+    watching: false };
   const ignored = run.classes.length;
   const list = h("div", { className: "scroll" });
   const title = h("strong");
@@ -106,17 +107,29 @@ export async function review(root, { run, rest, go }) {
 
   async function showMask(found) {
     try {
-      await viewer.draw(await bytes(url("runs", run.id, "reviews", found.id, "mask.nii.gz")));
+      const content = await bytes(url("runs", run.id, "reviews", found.id, "mask.nii.gz"));
+      if (state.chosen.id !== found.id) return;
+      await viewer.draw(content);
       viewer.center(viewer.drawing());
       viewer.stage.dataset.loaded += " mask";
     } catch (error) {
       if (!(error instanceof Failed) || error.status !== 404) throw error;
       say(`${found.id} has not been looked at yet.`, true);
-      await lookAtAll();
+      guarded(lookAtAll)(); // goes on while the page is used
     }
   }
 
   async function lookAtAll() {
+    if (state.watching) return;
+    state.watching = true;
+    try {
+      await watchLooks();
+    } finally {
+      state.watching = false;
+    }
+  }
+
+  async function watchLooks() {
     await send("POST", url("runs", run.id, "queue", "look"));
     let looked = state.queue.looked_at;
     do {
