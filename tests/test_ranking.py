@@ -29,7 +29,7 @@ def test_the_farthest_from_what_is_labeled_comes_first():
         case("beside far", features=(9.5, 0.0)),
         case("elsewhere", features=(0.0, 5.0)),
     ]
-    assert order("novel", cases, labeled)[:2] == ["far", "elsewhere"]
+    assert set(order("novel", cases, labeled)[:2]) == {"far", "elsewhere"}
     assert order("novel", cases, labeled)[-1] == "beside far"
 
 

@@ -90,7 +90,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=static), name="static")
     app.add_exception_handler(VclipsegError, _error)
     app.add_exception_handler(Busy, _busy)
-    app.add_middleware(Guard, token=token, hosts=hosts, limits=limits or Limits())  # type: ignore[arg-type]
+    app.add_middleware(Guard, token=token, hosts=hosts, limits=limits or Limits())
     return app
 
 

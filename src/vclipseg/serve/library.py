@@ -93,7 +93,7 @@ class ServedRun:
         """Case id -> what it was to the run."""
         found: dict[str, Role] = {}
         for role in ("labeled", "unlabeled", "test"):
-            found |= dict.fromkeys(self.run.case_list(role), role)  # type: ignore[arg-type]
+            found |= dict.fromkeys(self.run.case_list(role), role)
         return found
 
     def case(self, case_id: str) -> Case:

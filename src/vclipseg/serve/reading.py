@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -19,8 +18,6 @@ from vclipseg.serve.incoming import Scan
 from vclipseg.serve.limits import ScanLimits, TooMuch
 
 DICOM_SECONDS = 300
-MEMORY = 6 * 2**30
-"""Bytes of address space that decoding DICOM may take, beyond the voxels."""
 
 
 def read_scan(scan: Scan, plan: Plan, limits: ScanLimits) -> Volume:
@@ -65,7 +62,7 @@ def convert(scan: Scan, limits: ScanLimits) -> None:
         DataError: it is no regular series, or the process came to an end.
     """
     sent = scan.folder / "sent"
-    command = [sys.executable, "-m", "vclipseg.serve.reading", str(sent), str(scan.image_path)]
+    command = [sys.executable, "-m", "vclipseg.serve.decode", str(sent), str(scan.image_path)]
     try:
         done = subprocess.run(
             [*command, str(limits.voxels)],
@@ -86,33 +83,3 @@ def _own_names(message: str, scan: Scan) -> str:
     """A message without the server's paths."""
     sent = str(scan.folder / "sent")
     return message.replace(sent + os.sep, "").replace(sent, scan.name)
-
-
-def _main(sent: str, out: str, voxels: str) -> int:
-    """Convert a folder; 3 and the reason on stderr if it cannot be read."""
-    from vclipseg.data.dicom import dicom_files, read_series
-    from vclipseg.data.dicom import read_header as read_slice
-
-    _limit_memory(MEMORY)
-    try:
-        files = dicom_files(sent)
-        columns, rows = read_slice(files[0]).shape
-        if columns * rows * len(files) > int(voxels):
-            raise DataError(f"{columns} x {rows} x {len(files)} voxels; up to {voxels} are taken")
-        write(read_series(sent), Path(out))
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 3
-    return 0
-
-
-def _limit_memory(size: int) -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-
-if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))

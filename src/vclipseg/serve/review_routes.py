@@ -13,7 +13,7 @@ from vclipseg.data.reviews import IGNORED, Review, latest_review, read_reviews, 
 from vclipseg.data.volume import Header, Volume, read_header, read_labels
 from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import on_grid_of
-from vclipseg.ranking import STRATEGIES, Choice, rank
+from vclipseg.ranking import STRATEGIES, Choice, Signals, rank
 from vclipseg.serve.incoming import copy, recognize
 from vclipseg.serve.jobs import Job
 from vclipseg.serve.library import ServedRun
@@ -84,7 +84,7 @@ def make_queue(state: State, served: ServedRun, strategy: str) -> Queue:
     places = {choice.case_id: (place, choice) for place, choice in enumerate(choices, start=1)}
     rest = [i for i in unlabeled if i not in places]
     cases = [
-        _queued(served, case_id, *places.get(case_id, (None, None)), signals[case_id])
+        _queued(served, case_id, places.get(case_id), signals[case_id])
         for case_id in (*places, *rest)
     ]
     with state.models.lock:
@@ -102,15 +102,16 @@ def make_queue(state: State, served: ServedRun, strategy: str) -> Queue:
 
 
 def _queued(
-    served: ServedRun, case_id: str, place: int | None, choice: Choice | None, signals: object
+    served: ServedRun, case_id: str, found: tuple[int, Choice] | None, signals: Signals | None
 ) -> QueuedCase:
+    place, choice = found or (None, None)
     review = latest_review(served.dataset.root, case_id)
     return QueuedCase(
         id=case_id,
         place=place,
         score=choice.score if choice else None,
         reasons=list(choice.reasons) if choice else [],
-        uncertainty=getattr(signals, "uncertainty", None),
+        uncertainty=signals.uncertainty if signals else None,
         decision=review.decision if review and review.decision != "open" else None,
         revision=review.revision if review else 0,
         when=review.when if review else None,

@@ -1,6 +1,6 @@
 // Review: cases that nobody annotated, where the model is least sure first; accept, fix or ignore.
 
-import { Failed, bytes, get, send, sleep, url } from "./api.js";
+import { bytes, get, send, sleep, url } from "./api.js";
 import { choice, h, say, shown, table } from "./dom.js";
 import { Viewer, legend } from "./viewer.js";
 
@@ -106,17 +106,17 @@ export async function review(root, { run, rest, go }) {
   }
 
   async function showMask(found) {
-    try {
-      const content = await bytes(url("runs", run.id, "reviews", found.id, "mask.nii.gz"));
-      if (state.chosen.id !== found.id) return;
-      await viewer.draw(content);
-      viewer.center(viewer.drawing());
-      viewer.stage.dataset.loaded += " mask";
-    } catch (error) {
-      if (!(error instanceof Failed) || error.status !== 404) throw error;
+    const reviewed = found.decision === "accepted" || found.decision === "fixed";
+    if (found.uncertainty === null && !reviewed) {
       say(`${found.id} has not been looked at yet.`, true);
       guarded(lookAtAll)(); // goes on while the page is used
+      return;
     }
+    const content = await bytes(url("runs", run.id, "reviews", found.id, "mask.nii.gz"));
+    if (state.chosen.id !== found.id) return;
+    await viewer.draw(content);
+    viewer.center(viewer.drawing());
+    viewer.stage.dataset.loaded += " mask";
   }
 
   async function lookAtAll() {
