@@ -120,6 +120,7 @@ def test_predict_a_scan_and_save_its_mask(page, server, tmp_path):
 def test_predict_says_what_is_wrong_with_a_scan(browser, server, tmp_path):
     (tmp_path / "scan.nii.gz").write_bytes(b"hello" * 100)
     page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
     page.goto(f"{server}/#/predict/first")
     page.set_input_files("input[type=file]", tmp_path / "scan.nii.gz")
     page.wait_for_selector("#message:not([hidden])")

@@ -37,16 +37,17 @@ def test_a_port_in_use(runs, monkeypatch):
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_it_prints_where_it_is_and_ends_with_ctrl_c(runs, host):
     arguments = ["serve", str(runs), "--host", host, "--port", "0"]
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "vclipseg.cli", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    printed = server.stdout.readline().strip()
-    assert ("?token=" in printed) == (host != "127.0.0.1")
-    base, _, token = printed.replace("0.0.0.0", "127.0.0.1").partition("/?token=")
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    assert httpx.get(f"{base.rstrip('/')}/api/runs", headers=headers).status_code == 200
-    server.send_signal(signal.SIGINT)
-    assert server.wait(60) in (0, 130, -signal.SIGINT)
+    ) as server:
+        printed = server.stdout.readline().strip()
+        assert ("?token=" in printed) == (host != "127.0.0.1")
+        base, _, token = printed.replace("0.0.0.0", "127.0.0.1").partition("/?token=")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        answer = httpx.get(f"{base.rstrip('/')}/api/runs", headers=headers, timeout=60)
+        server.send_signal(signal.SIGINT)
+    assert answer.status_code == 200
+    assert server.returncode in (0, 130, -signal.SIGINT)

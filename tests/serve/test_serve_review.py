@@ -179,19 +179,24 @@ def test_looks_of_an_earlier_model_do_not_count(client, runs, case, ended):
 def test_a_killed_server_loses_no_saved_label(runs, data, case):
     """SIGKILL while clients save: what was answered with 200 is there."""
     command = [sys.executable, "-m", "vclipseg.cli", "serve", str(runs), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    base = server.stdout.readline().strip().rstrip("/")
-    content = mask(httpx.get(f"{base}/api/runs/first/cases/{case}/image.nii.gz").content)
-    saved = 0
-    until = time.monotonic() + 2
-    with httpx.Client(base_url=base, timeout=30) as client:
-        while time.monotonic() < until:
-            answer = decide(client, case, "fixed", content, after=saved)
-            assert answer.status_code == 200
-            saved = answer.json()["revision"]
-    server.send_signal(signal.SIGKILL)
-    server.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        base = server.stdout.readline().strip().rstrip("/")
+        saved = save_for(2, base, case)
+        server.send_signal(signal.SIGKILL)
     assert saved
     found = latest_review(data, case)
     assert found.revision >= saved
     assert found.labels((0, 1)).array.sum() == 6**3
+
+
+def save_for(seconds, base, case):
+    """Save masks of a case for some seconds; the last revision that the server confirmed."""
+    saved = 0
+    with httpx.Client(base_url=base, timeout=60) as client:
+        content = mask(image_of(client, case))
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            answer = decide(client, case, "fixed", content, after=saved)
+            assert answer.status_code == 200
+            saved = answer.json()["revision"]
+    return saved

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import secrets
+import socket
 from pathlib import Path
-from typing import Any
 
 from vclipseg.console import Console
 from vclipseg.errors import UsageError
@@ -38,32 +38,41 @@ def run_verb(
 
     local = is_loopback(host)
     token = token or (None if local else secrets.token_urlsafe(24))
-    app = create_app(
-        folder,
-        data,
-        token=token,
-        hosts={*LOOPBACK, host} if local else (),
-        limits=Limits(body_bytes=largest_mb * 2**20),
-        console=console,
-    )
-    settings: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "log_level": "warning",
-        "limit_concurrency": CONNECTIONS,
-        "timeout_graceful_shutdown": 5,
-        "server_header": False,
-    }
-    server = uvicorn.Server(uvicorn.Config(app, **settings))
+    with listen(host, port) as listening:
+        app = create_app(
+            folder,
+            data,
+            token=token,
+            hosts={*LOOPBACK, host} if local else (),
+            limits=Limits(body_bytes=largest_mb * 2**20),
+            console=console,
+        )
+        if not local:
+            console.note("Open to other machines, unencrypted: put a proxy with TLS before it.")
+        print(address(host, listening.getsockname()[1], token), flush=True)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections.
+
+    Raises:
+        UsageError: the address is taken, or is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket = server.config.bind_socket()
-    except SystemExit as error:  # what uvicorn makes of an address in use
-        raise UsageError(f"{host}:{port}: cannot be listened on; choose another --port") from error
-    port = socket.getsockname()[1]
-    if not local:
-        console.note("Open to other machines, unencrypted: put a proxy with TLS before it.")
-    print(address(host, port, token), flush=True)
-    server.run(sockets=[socket])
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --port"
+        ) from error
 
 
 def require_extra() -> None:

@@ -1,6 +1,8 @@
-"""DICOM to NIfTI in a process of its own, with little memory: `python -m vclipseg.serve.decode SENT OUT VOXELS`.
+"""DICOM to NIfTI, in a process of its own and with bounded memory.
 
-Ends with 3, and the reason on stderr, if the folder is not one regular series of up to so many voxels.
+    python -m vclipseg.serve.decode SENT OUT VOXELS
+
+Ends with 3, and the reason on stderr, if the folder SENT is not one regular series of up to VOXELS voxels.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ export async function compare(root, { run, runs, rest, go }) {
     select.value = other.id;
     const [left, right] = await Promise.all([run, other].map((r) => get(url("runs", r.id, "cases"))));
     const byId = new Map(right.map((c) => [c.id, c]));
-    state.cases = left.filter((c) => byId.has(c.id))
+    const shownIn = (c) => byId.has(c.id) && (c.has_prediction || byId.get(c.id).has_prediction);
+    state.cases = left.filter(shownIn)
       .map((c) => ({ id: c.id, left: c, right: byId.get(c.id), gain: gain(c, byId.get(c.id)) }))
       .sort((a, b) => (a.gain ?? 9) - (b.gain ?? 9));
     rows = table(COLUMNS, state.cases.map((c) => ({

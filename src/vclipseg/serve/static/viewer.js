@@ -65,7 +65,7 @@ export class Viewer {
     this.nv = new Niivue({
       backColor: [0.043, 0.06, 0.08, 1],
       show3Dcrosshair: true,
-      crosshairWidth: 0.5,
+      crosshairWidth: 0.3,
       crosshairColor: [0.55, 0.8, 1, 0.6],
       isColorbar: false,
       dragAndDropEnabled: false,
