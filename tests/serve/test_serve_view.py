@@ -154,7 +154,7 @@ def test_runs_that_appear_later_are_found(client, runs):
 
 
 def test_a_damaged_run_does_not_hide_the_others(client, runs):
-    (runs / "first" / "cases.csv").write_text("nonsense")
+    (runs / "first" / "cases.csv").write_text("case_id,dice\na,b\n")
     first, second = client.get("/api/runs").json()
     assert any("cannot be read" in line for line in first["missing"])
     assert second["means"]["dice"] is not None

@@ -43,7 +43,7 @@ export async function predict(root, { run }) {
 
   function progress({ state: now, progress: share, message }) {
     bar.hidden = now === "done" || now === "failed";
-    bar.value = share;
+    bar.value = share ?? 0;
     word.textContent = bar.hidden ? "" : `${message || now} … ${Math.round(100 * share)} %`;
   }
 
