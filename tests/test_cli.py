@@ -32,6 +32,7 @@ VERBS = [
     "compare",
     "report",
     "export",
+    "serve",
     "prompts",
     "info",
 ]

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from toy import TINY
+from vclipseg import commands
 from vclipseg.commands import default_folder, resolve_train, summary_lines
 from vclipseg.config import load_experiment
+from vclipseg.console import Console
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.plan import PlanSettings, make_plan
+from vclipseg.data.reviews import save_review
+from vclipseg.data.volume import Volume
 from vclipseg.errors import UsageError
 
 # What `vclipseg train` means
@@ -84,3 +90,23 @@ def test_summary_lines():
     assert lines[1].split() == ["Jaccard", "0.700"]
     assert not any(line.startswith("95HD") for line in lines)  # nothing is made up
     assert lines[-1].split()[:2] == ["failures", "1"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_decisions_of_its_start(tiny_data, tmp_path):
+    """What people decide while it is stopped counts in the next run, not in this one."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    dataset = open_dataset(data)
+    first, second = (case.case_id for case in dataset.unlabeled)
+    mask = dataset.labels(dataset.labeled[0])
+    image = dataset.image(dataset.case(first))
+    save_review(data, first, "fixed", Volume(mask.array, image.affine), (0, 1))
+    experiment, quiet = load_experiment(None, TINY), Console(quiet=True)
+    run = commands.train_new(experiment, data, tmp_path / "run", quiet, check=False)
+    assert first in run.split.labeled
+    assert run.split.reviews == {first: 1}
+    assert "3 labeled (1 reviewed)" in commands.describe(run)
+    save_review(data, second, "ignored", None, (0, 1))
+    run.model_path.unlink()
+    assert commands.resume(run.folder, quiet).split == run.split
+    assert run.model_path.is_file()

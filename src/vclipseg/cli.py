@@ -374,6 +374,32 @@ def export(
 
 
 @app.command()
+def serve(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Run folder, or a folder of run folders.", metavar="RUN_OR_FOLDER"),
+    ],
+    data: DataOption = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback asks for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    token: Annotated[
+        str | None, typer.Option(help="Token to ask for; made up where one is needed.")
+    ] = None,
+    largest_mb: Annotated[
+        int, typer.Option("--largest-mb", min=1, help="Largest upload in MiB.")
+    ] = 512,
+    quiet: QuietOption = False,
+) -> None:
+    """Look at runs, predict scans and review pseudo-labels in a browser; also for 3D Slicer."""
+    from vclipseg.console import Console
+    from vclipseg.serve.command import run_verb
+
+    run_verb(folder, data, host, port, token, largest_mb, Console(quiet))
+
+
+@app.command()
 def prompts(
     classes: Annotated[
         list[str], typer.Argument(help="Class names, background first; or a data folder.")

@@ -79,13 +79,13 @@ def resume(folder: Path, console: Console, data: Path | None = None, workers: in
     """Go on with a run that was stopped."""
     run = Run.open(folder)
     root = run.data_root(data)
-    _, split = open_split(run.experiment, root)
+    _, split = open_split(run.experiment, root, run.split)
     if split.hash != run.split.hash:
         raise DataError(
             f"{root}: the data are not those that {folder} was started with (hash "
             f"{split.hash[:19]}..., was {run.split.hash[:19]}...); start a new run"
         )
-    prepared = prepare_data(run.experiment, root, console, run.plan, workers)
+    prepared = prepare_data(run.experiment, root, console, run.plan, workers, run.split)
     train_run(run, prepared.cases, console)
     return finish(run, console, data)
 
@@ -306,8 +306,10 @@ def describe(run: Run) -> str:
     """What is about to run, in two lines."""
     e, split = run.experiment, run.split
     text = f", text {run.text.label}" if run.text else ""
+    reviewed = len(set(split.reviews) & set(split.labeled))
+    reviews = f" ({reviewed} reviewed)" if reviewed else ""
     line = (
-        f"{e.method_name} ({e.preset}{text}): {len(split.labeled)} labeled, "
+        f"{e.method_name} ({e.preset}{text}): {len(split.labeled)} labeled{reviews}, "
         f"{len(split.unlabeled)} unlabeled, {len(split.test)} test; {e.train.steps} steps of "
         f"{'x'.join(map(str, e.train.patch))} patches, {e.method.filters} filters -> {run.folder}"
     )

@@ -44,6 +44,9 @@ class DataSettings(Settings):
     """Parts of the cross-validation."""
     transductive: bool = False
     """Train on the test images as unlabeled ones; every report says so."""
+    reviews: bool = True
+    """Train on what people decided in `vclipseg serve`: reviewed masks as labels besides those of
+    `labeled`, without the cases marked to be ignored."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, background first, where the data set does not say."""
     label_values: tuple[int, ...] | None = None

@@ -43,10 +43,18 @@ def cache_home() -> Path:
     return Path(os.environ.get("VCLIPSEG_HOME") or Path(caches) / "vclipseg")
 
 
-def open_split(experiment: Experiment, root: Path) -> tuple[Dataset, Split]:
-    """The data set, and which of its cases the experiment trains on and tests on."""
+def open_split(
+    experiment: Experiment, root: Path, earlier: Split | None = None
+) -> tuple[Dataset, Split]:
+    """The data set, and which of its cases the experiment trains on and tests on.
+
+    With the split of an `earlier` start of the same run, people's decisions are those of that time.
+    """
     s = experiment.data
-    dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
+    reviews = earlier.reviews if earlier and s.reviews else s.reviews
+    dataset = open_dataset(
+        root, class_names=s.class_names, label_values=s.label_values, reviews=reviews
+    )
     split = split_cases(
         dataset,
         labeled=s.labeled,
@@ -59,10 +67,15 @@ def open_split(experiment: Experiment, root: Path) -> tuple[Dataset, Split]:
 
 
 def prepare_data(
-    experiment: Experiment, root: Path, console: Console, plan: Plan | None = None, workers: int = 0
+    experiment: Experiment,
+    root: Path,
+    console: Console,
+    plan: Plan | None = None,
+    workers: int = 0,
+    earlier: Split | None = None,
 ) -> Prepared:
     """Open the data, split it, decide the plan where none is given, and prepare the training cases."""
-    dataset, split = open_split(experiment, root)
+    dataset, split = open_split(experiment, root, earlier)
     plan = plan or make_plan(dataset, [*split.labeled, *split.unlabeled], experiment.prepare)
     wanted = training_cases(split)
     with console.bar("prepare", len(wanted)) as advance:

@@ -84,8 +84,13 @@ class Predictor:
 
     def probabilities(self, volume: Volume) -> Volume:
         """Class probabilities (K, X, Y, Z) float32 on the image's own grid."""
+        probs, trace = self.prepared_probs(volume)
+        return Volume(restore(probs, trace), volume.affine)
+
+    def prepared_probs(self, volume: Volume) -> tuple[np.ndarray, Trace]:
+        """Probabilities (K, x, y, z) of an image (C, X, Y, Z) prepared, and how it was prepared."""
         image, trace = self._prepare(volume)
-        return Volume(restore(self.prepared(image).numpy(), trace), volume.affine)
+        return self.prepared(image).numpy(), trace
 
     def _prepare(self, volume: Volume) -> tuple[Tensor, Trace]:
         channels = len(self.description["channel_names"])

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -1
-"""Label of a voxel without a label."""
+from vclipseg.data.batch import IGNORE
 
 DiceForm = Literal["linear", "squared", "multiclass"]
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from vclipseg.data.reviews import IGNORED
 from vclipseg.settings import Settings
 
 Box = tuple[int, int, int]
@@ -129,7 +130,7 @@ def _resize(array: np.ndarray, patch: Box) -> np.ndarray:
 
 
 def _foreground_voxel(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    classes = [k for k in np.unique(labels) if k > 0]
+    classes = [k for k in np.unique(labels) if 0 < k < IGNORED]
     if not classes:
         return None
     voxels = np.argwhere(labels == rng.choice(classes))

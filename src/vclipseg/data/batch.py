@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 from vclipseg.data.augment import AugmentSettings, change_intensity, draw, place
+from vclipseg.data.reviews import IGNORED
+
+IGNORE = -1
+"""Label of a voxel without a label."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Batch:
     """
 
     images: Tensor  # (B, C, X, Y, Z) float
-    labels: Tensor  # (L, X, Y, Z) int64, 0 is background
+    labels: Tensor  # (L, X, Y, Z) int64, 0 is background, IGNORE unknown
     plain_images: Tensor | None = None
     """The same patches before their intensity was changed: what a teacher looks at."""
     case_ids: tuple[str, ...] = ()  # B of them
@@ -103,9 +107,11 @@ class PatchSampler:
             images.append(change_intensity(parameters, plain[-1]))
             if known is not None:
                 labels.append(place(parameters, known))
+        known_labels = np.stack(labels).astype(np.int64)
+        known_labels[known_labels == IGNORED] = IGNORE
         return Batch(
             torch.from_numpy(np.stack(images)),
-            torch.from_numpy(np.stack(labels).astype(np.int64)),
+            torch.from_numpy(known_labels),
             torch.from_numpy(np.stack(plain)),
             tuple(chosen),
             torch.Generator().manual_seed(self.seed * 1_000_003 + step),

@@ -63,7 +63,7 @@ class PreparedCases:
         return _load(self._of(case_id).image)
 
     def labels(self, case_id: str) -> np.ndarray:
-        """The class indices, uint8 `(X, Y, Z)`.
+        """The class indices, uint8 `(X, Y, Z)`; `IGNORED` where a person left the class open.
 
         Raises:
             DataError: The case was prepared without labels.
@@ -134,9 +134,9 @@ def _files(dataset: Dataset, case: Case, labels: bool, plan: Plan, cache_dir: Pa
     stem = f"{case.case_id}.{key}"
     path = None
     if labels:
-        if case.label is None:
+        if case.training_label is None:
             raise DataError(f"{dataset.root}: case {case.case_id} has no label file.")
-        label_key = _digest(key, hash_file(case.label), dataset.label_values)
+        label_key = _digest(key, hash_file(case.training_label), dataset.label_values)
         path = cache_dir / f"{stem}.{label_key}.labels.b2nd"
     return _Files(cache_dir / f"{stem}.image.b2nd", cache_dir / f"{stem}.json", path)
 
@@ -198,11 +198,11 @@ def _build(job: _Job) -> str:
 
 
 def _labels(dataset: Dataset, case: Case, trace: Trace) -> np.ndarray:
-    labels = dataset.labels(case)
+    labels = dataset.training_labels(case)
     try:
         return prepare_labels(labels, trace).array
     except DataError as error:
-        raise DataError(f"{case.label}: {error}") from error
+        raise DataError(f"{case.training_label}: {error}") from error
 
 
 def _save(array: np.ndarray, path: Path) -> None:

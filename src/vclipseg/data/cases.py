@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vclipseg.data.formats import IMAGE_SUFFIXES, strip_suffix
+from vclipseg.data.reviews import Review
 from vclipseg.errors import DataError
 
 Layout = Literal["nnunet", "decathlon", "la_h5", "folders", "csv"]
@@ -26,6 +27,7 @@ class Case:
         images: One file a channel, or one file that holds all channels.
         label: None if nobody annotated the case.
         subject: Cases of one subject never end up on both sides of a split.
+        review: What a person decided about a train case; its mask counts before `label` in training.
     """
 
     case_id: str
@@ -33,6 +35,12 @@ class Case:
     label: Path | None
     split: Role
     subject: str
+    review: Review | None = None
+
+    @property
+    def training_label(self) -> Path | None:
+        """The file that training reads labels from: the reviewed mask, else the data set's own."""
+        return (self.review.label if self.review else None) or self.label
 
 
 @dataclass(frozen=True)

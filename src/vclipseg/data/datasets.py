@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 
 from vclipseg.data.cases import Case, Layout, Listing, read_json
 from vclipseg.data.layouts import list_cases
+from vclipseg.data.reviews import read_reviews
 from vclipseg.data.splits import Split, split_cases
 from vclipseg.data.volume import Volume, read_header, read_image, read_labels
 from vclipseg.errors import DataError, UsageError
@@ -105,12 +106,22 @@ class Dataset:
             )
         return Volume(classes, stored.affine)
 
+    def training_labels(self, case: Case) -> Volume:
+        """Labels as training reads them: of the case's review, if it has a mask, else `labels`.
+
+        `IGNORED` marks voxels of a reviewed mask that training leaves out.
+        """
+        if case.review and case.review.label:
+            return case.review.labels(self.label_values)
+        return self.labels(case)
+
 
 def open_dataset(
     folder: str | Path,
     *,
     class_names: Sequence[str] | None = None,
     label_values: Sequence[int] | None = None,
+    reviews: bool | Mapping[str, int] = True,
 ) -> Dataset:
     """Open a data set in any known layout. No image is read.
 
@@ -119,6 +130,8 @@ def open_dataset(
         class_names: Names in the order of the classes; "background" may be left out.
         label_values: The stored value of each class, background first, when these are not
             0, 1, 2, ...
+        reviews: Read what people decided about train cases: the latest decisions, or those of these
+            revisions by case id.
 
     Raises:
         UsageError: There is no data set, or the arguments do not fit it.
@@ -129,6 +142,7 @@ def open_dataset(
         raise DataError(f"{listing.root}: has no cases. Put images into its image folder.")
     cases = _ordered(listing)
     _check_cases(cases)
+    cases = _with_reviews(listing.root, cases, reviews)
     names, values = _classes(listing, cases, class_names, label_values)
     return Dataset(
         root=listing.root,
@@ -166,6 +180,18 @@ def _ordered(listing: Listing) -> tuple[Case, ...]:
         return case.split == "test", order[case.split].get(case.case_id, len(cases))
 
     return tuple(sorted(cases, key=place))
+
+
+def _with_reviews(
+    root: Path, cases: tuple[Case, ...], reviews: bool | Mapping[str, int]
+) -> tuple[Case, ...]:
+    """Train cases with what people decided about them; test cases have no reviews."""
+    if reviews is False:
+        return cases
+    found = read_reviews(root, None if reviews is True else reviews)
+    return tuple(
+        replace(c, review=found.get(c.case_id)) if c.split == "train" else c for c in cases
+    )
 
 
 def _check_cases(cases: Sequence[Case]) -> None:
@@ -239,8 +265,8 @@ def _stored_values(listing: Listing, cases: Sequence[Case]) -> tuple[int, ...]:
 
 
 def _check_values(listing: Listing, values: tuple[int, ...], asked: bool) -> None:
-    if len(set(values)) != len(values) or not 2 <= len(values) <= 256:
-        raise UsageError(f"{listing.root}: label values {values} must be 2 to 256 different ones.")
+    if len(set(values)) != len(values) or not 2 <= len(values) <= 255:
+        raise UsageError(f"{listing.root}: label values {values} must be 2 to 255 different ones.")
     if not asked and values != tuple(range(len(values))):
         raise DataError(
             f"{listing.root}: the label values {values} are not 0, 1, 2, ... without gaps. If "

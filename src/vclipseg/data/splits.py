@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ class Split:
         hash: Over ids, roles and the content of the files that the roles allow to be read.
         fold: Which part of the labeled train cases is the test, of `folds`; None if the data set's
             own test cases are.
+        reviews: Case id -> revision of the decision of a person that this split follows.
     """
 
     labeled: tuple[str, ...]
@@ -41,6 +42,7 @@ class Split:
     hash: str
     fold: int | None = None
     folds: int | None = None
+    reviews: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What splits.json of a run folder holds."""
@@ -71,6 +73,9 @@ def split_cases(
 ) -> Split:
     """Decide which cases training sees with labels, which without, and which it never sees.
 
+    Train cases with a reviewed mask are labeled besides the number asked for; those that a person
+    marked to be ignored have no role.
+
     Args:
         dataset: Its train order is the one that numbers count.
         labeled: A number of cases, taken from the start of the train order; or their ids;
@@ -89,7 +94,9 @@ def split_cases(
     train, held_out = dataset.train, dataset.test
     if fold is not None:
         train, held_out = _fold(dataset, fold, folds)
-    chosen = _choose(dataset, [c for c in train if c.label], labeled, draw)
+    train = tuple(c for c in train if not (c.review and c.review.decision == "ignored"))
+    reviewed = tuple(c.case_id for c in train if c.review)
+    chosen = _choose(dataset, [c for c in train if c.label], reviewed, labeled, draw)
     test = tuple(c.case_id for c in held_out)
     others = tuple(c.case_id for c in train if c.case_id not in set(chosen))
     unlabeled = others + test if transductive else others
@@ -102,6 +109,11 @@ def split_cases(
         hash=_hash_roles(dataset, {"labeled": chosen, "unlabeled": unlabeled, "test": test}),
         fold=fold,
         folds=None if fold is None else folds,
+        reviews={
+            c.case_id: c.review.revision
+            for c in dataset.train
+            if c.review and c.case_id not in test
+        },
     )
 
 
@@ -128,6 +140,20 @@ def _refuse_shared_subjects(dataset: Dataset) -> None:
 
 
 def _choose(
+    dataset: Dataset,
+    candidates: Sequence[Case],
+    reviewed: tuple[str, ...],
+    labeled: int | Sequence[str] | None,
+    draw: int | None,
+) -> tuple[str, ...]:
+    """The ids asked for, then the reviewed ones."""
+    if reviewed and not candidates and labeled is None:
+        return reviewed
+    chosen = _asked_for(dataset, candidates, labeled, draw)
+    return tuple(dict.fromkeys((*chosen, *reviewed)))
+
+
+def _asked_for(
     dataset: Dataset,
     candidates: Sequence[Case],
     labeled: int | Sequence[str] | None,
@@ -167,8 +193,9 @@ def _hash_roles(dataset: Dataset, roles: dict[str, tuple[str, ...]]) -> str:
         for case_id in ids:
             case = dataset.case(case_id)
             paths = [*case.images]
-            if role != "unlabeled" and case.label:
-                paths.append(case.label)
+            label = case.training_label if role == "labeled" else case.label
+            if role != "unlabeled" and label:
+                paths.append(label)
             lines.append([role, case_id, *(hash_file(path) for path in paths)])
     return "sha256:" + hashlib.sha256(json.dumps(lines).encode()).hexdigest()
 

@@ -115,6 +115,13 @@ class Method(nn.Module, ABC):
     def predict(self, images: Tensor) -> Tensor:
         """Class probabilities: (B, C, X, Y, Z) of any size -> (B, K, X, Y, Z)."""
 
+    def opinions(self, images: Tensor) -> list[Tensor]:
+        """What each of the networks or decoders of a finished model says, as `predict` does.
+
+        Where they differ, a person should look. Methods whose model has several override it.
+        """
+        return [self.predict(images)]
+
     def before_step(self, step: int) -> None:
         """Inner optimization of the method's own, ahead of `loss`; most methods have none."""
 

@@ -115,6 +115,12 @@ class CPS(Method):
             return probs
         return (probs + self.second(images).softmax(1)) / 2
 
+    def opinions(self, images: Tensor) -> list[Tensor]:
+        """Of both networks, where the model has both."""
+        if self.settings.predict_with == "first":
+            return [self.predict(images)]
+        return [self.first(images).softmax(1), self.second(images).softmax(1)]
+
 
 def initialize(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
     """Draw the weights of all convolutions anew; transposed ones and biases stay as they are."""

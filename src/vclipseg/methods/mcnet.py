@@ -96,6 +96,10 @@ class MCNet(Method):
         s = self.settings
         return self.network.predict(images, s.decoders if s.predict_with == "mean" else 1)
 
+    def opinions(self, images: Tensor) -> list[Tensor]:
+        """Of every decoder."""
+        return [z.softmax(1) for z in self.network(images)]
+
 
 SGD = {"optimizer": "sgd", "lr": 0.01, "lr_power": 0.0, "weights": "last"}
 ROBUST: dict[str, Any] = {"dropout": 0.0, "ce_weight": 0.5, "warmup": 0.4}

@@ -240,6 +240,10 @@ class VCLIPSeg(Method):
         """(B, C, X, Y, Z) -> (B, K, X, Y, Z)."""
         return self.network.predict(images, 2 if self.settings.predict_with == "mean" else 1)
 
+    def opinions(self, images: Tensor) -> list[Tensor]:
+        """Of every decoder."""
+        return [z.softmax(1) for z in self.network(images).logits]
+
     def after_step(self, step: int) -> None:
         """The teacher follows."""
         if self.teacher is not None:

@@ -1,0 +1,1 @@
+"""Looking at runs, predicting and reviewing in a browser: reads run folders, never the training loop."""

@@ -1,0 +1,46 @@
+"""DICOM to NIfTI, in a process of its own and with bounded memory.
+
+    python -m vclipseg.serve.decode SENT OUT VOXELS
+
+Ends with 3, and the reason on stderr, if the folder SENT is not one regular series of up to VOXELS voxels.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vclipseg.data.dicom import dicom_files, read_header, read_series
+from vclipseg.data.volume import write
+from vclipseg.errors import DataError
+
+MEMORY = 6 * 2**30
+"""Bytes of address space."""
+
+
+def main(sent: str, out: str, voxels: str) -> int:
+    """Convert a folder; returns the exit code."""
+    limit_memory(MEMORY)
+    try:
+        files = dicom_files(sent)
+        columns, rows = read_header(files[0]).shape
+        if columns * rows * len(files) > int(voxels):
+            raise DataError(f"{columns} x {rows} x {len(files)} voxels; up to {voxels} are taken")
+        write(read_series(sent), Path(out))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 3
+    return 0
+
+
+def limit_memory(size: int) -> None:
+    """Where the system can."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

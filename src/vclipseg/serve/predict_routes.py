@@ -1,0 +1,151 @@
+"""Routes of the page Predict: a scan in, a mask out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, File, Request, Response, UploadFile
+
+from vclipseg.data.plan import Plan
+from vclipseg.data.volume import Volume, read_image, read_labels, write
+from vclipseg.errors import UsageError
+from vclipseg.serve.incoming import Scan
+from vclipseg.serve.jobs import Busy, Job
+from vclipseg.serve.library import NotFound, ServedRun
+from vclipseg.serve.reading import read_scan
+from vclipseg.serve.schemas import JobInfo, ScanInfo
+from vclipseg.serve.state import VOLUME, State, attached
+from vclipseg.serve.volumes import NIFTI, nifti_bytes
+
+Format = Literal["nifti"]
+FORMATS: dict[str, tuple[str, str, Callable[[Scan, Volume], bytes]]] = {
+    "nifti": (".nii.gz", NIFTI, lambda scan, mask: nifti_bytes(mask)),
+}
+"""Format of a mask -> suffix, media type, and what makes it of a scan and its mask in label values."""
+
+
+def predict_routes(state: State) -> APIRouter:
+    """The routes, on the runs of `state`."""
+    router = APIRouter(prefix="/api", tags=["predict"])
+
+    @router.post("/runs/{run}/scans", status_code=202)
+    def send_scan(run: str, files: Annotated[list[UploadFile], File()]) -> ScanInfo:
+        """Send a scan to a run's model.
+
+        NIfTI (a file a channel, or one), a zip archive of one DICOM
+        series, or its files.
+        """
+        served = state.library.get(run)
+        scan = state.scans.add([(file.filename or "", file.file) for file in files])
+        try:
+            job = predict_scan(state, served, scan)
+        except (Busy, UsageError):
+            state.scans.remove(scan.id)
+            raise
+        return ScanInfo(id=scan.id, name=scan.name, job=JobInfo.of(job))
+
+    @router.get("/scans/{scan}/image.nii.gz", responses=VOLUME)
+    def image(scan: str, request: Request) -> Response:
+        """The first channel of a scan as it was read."""
+        found = scan_of(state, scan)
+        if not found.image_path.is_file():
+            raise NotFound(f"{found.name}: has not been read yet")
+        return state.send(request, lambda: first_channel(found), "image.nii.gz")
+
+    @router.get("/scans/{scan}/masks/{run}.nii.gz", responses=VOLUME)
+    def mask(scan: str, run: str, request: Request) -> Response:
+        """The mask that a run's model made of a scan, class indices."""
+        found, served = scan_of(state, scan), state.library.get(run)
+        return state.send(request, lambda: mask_of(found, served), "mask.nii.gz")
+
+    @router.get("/scans/{scan}/masks/{run}", responses=VOLUME)
+    def download(scan: str, run: str, format: Format = "nifti") -> Response:
+        """The mask as a file to keep, with the data set's own label values."""
+        found, served = scan_of(state, scan), state.library.get(run)
+        suffix, media_type, make = FORMATS[format]
+        with state.reading:
+            content = make(found, stored_values(mask_of(found, served), served))
+        stem = found.name.split(".")[0] or "scan"
+        return Response(content, media_type=media_type, headers=attached(f"{stem}_seg{suffix}"))
+
+    @router.delete("/scans/{scan}", status_code=204)
+    def forget(scan: str) -> None:
+        """Forget a scan and what was made of it."""
+        if not state.scans.remove(scan):
+            raise NotFound(f"no scan {scan!r}")
+
+    return router
+
+
+def predict_scan(state: State, served: ServedRun, scan: Scan) -> Job:
+    """A job that reads a scan and predicts it.
+
+    Raises:
+        Busy: too many jobs are waiting.
+        UsageError: the run has no finished model.
+    """
+    if not served.model_path.is_file():
+        raise UsageError(f"{served.id}: has no finished model yet")
+    scan.in_use += 1
+    try:
+        return state.jobs.submit("predict", lambda job: _predict(state, served, scan, job))
+    except Busy:
+        scan.in_use -= 1
+        raise
+
+
+def _predict(state: State, served: ServedRun, scan: Scan, job: Job) -> dict:
+    try:
+        job.step(0.02, "reading")
+        plan = Plan.model_validate(served.run.experiment["plan"])
+        image = read_scan(scan, plan, state.limits)
+        made = state.models.look(served, image, job)
+        job.step(0.97, "writing")
+        write(made.mask, scan.mask_path(served.id))
+    finally:
+        scan.in_use -= 1
+    voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
+    counts = np.bincount(made.mask.array.ravel(), minlength=len(served.class_names))
+    volumes = zip(served.class_names[1:], counts[1:].tolist(), strict=True)
+    return {
+        "scan": scan.id,
+        "run": served.id,
+        "volumes_ml": {name: round(count * voxel_ml, 3) for name, count in volumes},
+        "uncertainty": round(made.uncertainty, 4),
+    }
+
+
+def scan_of(state: State, scan_id: str) -> Scan:
+    """A scan by id.
+
+    Raises:
+        NotFound: there is none.
+    """
+    scan = state.scans.get(scan_id)
+    if scan is None:
+        raise NotFound(f"no scan {scan_id!r}; it may have been forgotten")
+    return scan
+
+
+def first_channel(scan: Scan) -> Volume:
+    """(X, Y, Z)."""
+    volume = read_image(scan.image_path)
+    return Volume(volume.array[0], volume.affine)
+
+
+def mask_of(scan: Scan, served: ServedRun) -> Volume:
+    """Class indices (X, Y, Z) uint8."""
+    path = scan.mask_path(served.id)
+    if not path.is_file():
+        raise NotFound(f"{scan.name}: has no mask of {served.id} yet")
+    stored = read_labels(path)
+    return Volume(stored.array.astype(np.uint8), stored.affine)
+
+
+def stored_values(mask: Volume, served: ServedRun) -> Volume:
+    """Class indices to the data set's own label values."""
+    values = np.array(served.run.experiment["label_values"])
+    small = values.max() < 256 and values.min() >= 0
+    return Volume(values[mask.array].astype(np.uint8 if small else np.int32), mask.affine)

@@ -1,0 +1,85 @@
+"""From files that were sent to a volume.
+
+DICOM is decoded in a process of its own: a damaged file may end that, but not the server.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+from vclipseg.data.preprocess import Plan
+from vclipseg.data.volume import Header, Volume, read_header, read_image, write
+from vclipseg.errors import DataError
+from vclipseg.serve.incoming import Scan
+from vclipseg.serve.limits import ScanLimits, TooMuch
+
+DICOM_SECONDS = 300
+
+
+def read_scan(scan: Scan, plan: Plan, limits: ScanLimits) -> Volume:
+    """The image (C, X, Y, Z) of a scan, kept beside it for viewers.
+
+    Raises:
+        DataError: it cannot be read, or has values that are no numbers.
+        TooMuch: it is larger than the limits, as it is or as the model sees it.
+    """
+    with scan.lock:
+        if scan.kind == "dicom" and not scan.image_path.is_file():
+            convert(scan, limits)
+        files = [scan.image_path] if scan.kind == "dicom" else scan.files
+        for file in files:
+            check_prepared(read_header(file), plan, limits)
+        try:
+            volume = read_image(files)
+        except DataError as error:
+            raise DataError(_own_names(str(error), scan)) from error
+        if not np.isfinite(volume.array).all():
+            raise DataError(f"{scan.name}: has voxels that are no numbers (NaN or infinite)")
+        if not scan.image_path.is_file():
+            write(Volume(volume.array[0], volume.affine), scan.image_path)
+    return volume
+
+
+def check_prepared(header: Header, plan: Plan, limits: ScanLimits) -> None:
+    """Refuse what would be too large when it is resampled: a header may say any spacing."""
+    extent_mm = np.array(header.shape) * header.spacing
+    voxels = np.prod(np.maximum(1.0, extent_mm / plan.spacing)) * header.channels
+    if not voxels <= limits.voxels:
+        raise TooMuch(
+            f"{' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm would be {voxels:.3g} voxels for this "
+            f"model; up to {limits.voxels} are taken. Is its spacing right?"
+        )
+
+
+def convert(scan: Scan, limits: ScanLimits) -> None:
+    """Decode a DICOM series into the scan's image, in another process.
+
+    Raises:
+        DataError: it is no regular series, or the process came to an end.
+    """
+    sent = scan.folder / "sent"
+    command = [sys.executable, "-m", "vclipseg.serve.decode", str(sent), str(scan.image_path)]
+    try:
+        done = subprocess.run(
+            [*command, str(limits.voxels)],
+            capture_output=True,
+            text=True,
+            timeout=DICOM_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{scan.name}: took too long to read") from error
+    if done.returncode == 3:
+        raise DataError(_own_names(done.stderr.strip(), scan))
+    if done.returncode or not scan.image_path.is_file():
+        raise DataError(f"{scan.name}: cannot be read as a DICOM series; it may be damaged")
+
+
+def _own_names(message: str, scan: Scan) -> str:
+    """A message without the server's paths."""
+    sent = str(scan.folder / "sent")
+    return message.replace(sent + os.sep, "").replace(sent, scan.name)
