@@ -150,12 +150,16 @@ def train(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train, evaluate on the test cases if they have labels, and write the report. Ctrl-C is safe."""
+    """Train, evaluate on the test cases if they have labels, and write the report. Ctrl-C is safe.
+
+    Under torchrun, its processes train together.
+    """
     from vclipseg import commands
     from vclipseg.console import Console
     from vclipseg.errors import UsageError
+    from vclipseg.ranks import is_first
 
-    console = Console(quiet)
+    console = Console(quiet or not is_first())
     options = {
         "method.name": method,
         "method.preset": preset,
@@ -182,8 +186,9 @@ def train(
             workers=workers,
             command=sys.argv,
         )
-    result, lines = commands.train_result(run)
-    _print(result, as_json, lines)
+    if is_first():
+        result, lines = commands.train_result(run)
+        _print(result, as_json, lines)
 
 
 def _toml(value: Any) -> str:
