@@ -1,6 +1,8 @@
-"""What each of two processes does that `test_ranks.py` starts: `ranks_worker.py DATA OUT`.
+"""What the processes do that `test_ranks.py` starts: `ranks_worker.py DATA OUT`, alone or as two ranks.
 
-Its first part holds the bricks of `vclipseg.ranks` to what one process computes of all; the second trains.
+Two ranks first hold the bricks of `vclipseg.ranks`, and a step of each method, to what one process computes
+of all. Then they train, and so does the one. All is in float64: in float32 tiny networks turn rounding into
+other weights within a few steps.
 """
 
 from __future__ import annotations
@@ -8,16 +10,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from toy import TINY
+from toy import TINY, build, make_batch
 from vclipseg import ranks
 from vclipseg.config import load_experiment
 from vclipseg.console import Console
+from vclipseg.data.batch import Batch
 from vclipseg.errors import Stopped, UsageError
 from vclipseg.experiment import new_run, prepare_data, train_run
 from vclipseg.networks.batchnorm import BatchNorm3d
@@ -30,15 +34,22 @@ SETTINGS = (
     "train.log_every=1",
     "train.checkpoint_every=50",
     "data.labeled=2",
-    "train.optimizer=sgd",  # AdamW makes full steps of gradients that are rounding alone
-    "train.lr=0.01",
+    "train.lr=0.001",  # at a higher rate even rounding in float64 grows to 1e-4 in 20 steps
 )
-METHODS = {
-    "supervised": ["method.name=supervised"],
-    "mean_teacher": ["method.name=mean_teacher", "method.noise=0"],
-    "vclipseg": ["method.name=vclipseg"],
+TRAINED: dict[str, dict[str, float]] = {
+    "supervised": {},
+    "mean_teacher": {"noise": 0.0},
+    "vclipseg": {},
 }
-"""All of preset robust, without random draws of each patch."""
+"""Methods of preset robust, without random draws of each patch."""
+EXACT = {
+    **TRAINED,
+    "ua_mt": {"noise": 0.0, "teacher_dropout": 0.0},
+    "cps": {},
+    "mcnet": {},
+    "caussl": {},
+    "bcp": {},
+}
 QUIET = Console(quiet=True)
 
 
@@ -46,15 +57,30 @@ def experiment(name, ranks):
     """So many patches a step and rank, 4 in all."""
     each = 4 // ranks
     patches = [each, 0] if name == "supervised" else [each // 2, each // 2]
-    overrides = [*SETTINGS, *METHODS[name], f"method.patches={patches}"]
+    own = [f"method.{key}={value}" for key, value in TRAINED[name].items()]
+    overrides = [*SETTINGS, f"method.name={name}", *own, f"method.patches={patches}"]
     return load_experiment(None, overrides)
+
+
+def in_double():
+    """Everything in float64 from here on."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    make_method, to = Run.make_method, Batch.to
+    Run.make_method = lambda run: make_method(run).double()
+    Batch.to = lambda batch, device: doubled(to(batch, device))
+
+
+def doubled(batch):
+    plain = None if batch.plain_images is None else batch.plain_images.double()
+    return replace(batch, images=batch.images.double(), plain_images=plain)
 
 
 # Bricks
 
 
-def close(found, expected, atol=1e-5):
-    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-5)
+def close(found, expected, name=None):
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9, msg=name)
 
 
 def check_sums():
@@ -78,7 +104,10 @@ def check_gradients():
     whole = torch.linspace(0.5, 1.5, 5, requires_grad=True)
     expected = loss(whole, data, lambda s: s)
     expected.backward()
-    mine, unused = torch.linspace(0.5, 1.5, 5, requires_grad=True), torch.ones(2, requires_grad=True)
+    mine, unused = (
+        torch.linspace(0.5, 1.5, 5, requires_grad=True),
+        torch.ones(2, requires_grad=True),
+    )
     rare = torch.ones(2, requires_grad=True)
     rare.grad = torch.full((2,), 4.0) if ranks.rank() else None  # of one rank only
     value = loss(mine, data[ranks.rank() :: 2], ranks.across)
@@ -105,7 +134,7 @@ def check_batchnorm():
         (y * pull).mean().backward()
         (z * pull[ranks.rank() :: 2]).mean().backward()
         ranks.average_gradients(list(ours.parameters()))
-        close(z, y[ranks.rank() :: 2], 1e-4)
+        close(z, y[ranks.rank() :: 2])
         close(b.grad / 2, a.grad[ranks.rank() :: 2])  # d sum L_r = 2 dL
         for name, value in theirs.state_dict().items():
             close(ours.state_dict()[name], value)
@@ -116,7 +145,7 @@ def check_batchnorm():
 def check_half_precision():
     """As autocast has it: what is normalized in bfloat16, weights in float32."""
     x = torch.randn(1, 8, 4, 4, 4).bfloat16().requires_grad_()
-    norm = BatchNorm3d(8)
+    norm = BatchNorm3d(8, dtype=torch.float32)
     y = norm(x)
     y.float().square().mean().backward()
     assert y.dtype == x.grad.dtype == torch.bfloat16
@@ -135,13 +164,42 @@ def check_draws():
     assert after not in own
 
 
+def gradients(name, batch):
+    """Loss, gradients and running statistics of one step, late in a run."""
+    method = build(name, steps=100, filters=2, **EXACT[name]).double().train()
+    generator = torch.Generator().manual_seed(1)
+    loss = method.loss(replace(doubled(batch), generator=generator), 50)
+    loss.total.backward()
+    ranks.average_gradients([p for p in method.parameters() if p.requires_grad])
+    found = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    return {"loss": ranks.mean(loss.total.detach()), **found, **dict(method.named_buffers())}
+
+
+def joint_batch(name):
+    return make_batch(2, patches=(8, 0) if name == "supervised" else (4, 4), num_classes=2)
+
+
+def own_rows(batch):
+    mine = slice(ranks.rank(), None, 2)
+    images = torch.cat([part[mine] for part in batch.split(batch.images)])
+    return replace(batch, images=images, labels=batch.labels[mine])
+
+
+def check_methods(expected):
+    for name, whole in expected.items():
+        found = gradients(name, own_rows(joint_batch(name)))
+        assert found.keys() == whole.keys()
+        for key, value in whole.items():
+            close(found[key], value, f"{name} {key}")
+
+
 # Runs
 
 
 def begin(data, name, folder):
     with ranks.in_turns():
         if ranks.is_first():
-            return new_run(experiment(name, 2), data, folder, QUIET)
+            return new_run(experiment(name, ranks.count()), data, folder, QUIET)
         run = Run.open(folder)
         return run, prepare_data(run.experiment, data, QUIET, run.plan)
 
@@ -157,7 +215,7 @@ def keep(path):
 
 
 def train_all(data, out):
-    for name in METHODS:
+    for name in TRAINED:
         run, prepared = begin(data, name, out / name)
         train_run(run, prepared.cases, QUIET, keep(out / name))
 
@@ -181,6 +239,11 @@ def write_nothing(*arguments):
 
 
 def main(data, out):
+    in_double()
+    if ranks.launched() == 1:
+        train_all(data, out)
+        return
+    expected = {name: gradients(name, joint_batch(name)) for name in EXACT}
     with ranks.joined():
         if not ranks.is_first():
             os.replace = write_nothing
@@ -189,6 +252,7 @@ def main(data, out):
         check_batchnorm()
         check_half_precision()
         check_draws()
+        check_methods(expected)
         train_all(data, out)
         train_stopped(data, out)
     with pytest.raises(UsageError, match="started together"):

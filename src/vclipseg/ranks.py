@@ -117,7 +117,7 @@ def mean(x: T) -> T:
     """The mean of a number over ranks, without gradient."""
     if count() == 1:
         return x
-    total = across(torch.as_tensor(x, dtype=torch.float32).detach()) / count()
+    total = across(torch.as_tensor(x).detach()) / count()
     return total if isinstance(x, Tensor) else total.item()
 
 
