@@ -19,10 +19,15 @@ from medpy.metric import binary
 from torch import Tensor, nn
 
 from vclipseg.methods.base import Method
-from vclipseg.networks.batchnorm import BatchNorm3d
+from vclipseg.networks.batchnorm import BatchNorm3d, JointBatchNorm3d
 from vclipseg.networks.vnet import Conv3d, PointwiseConv3d
 
-OURS = {BatchNorm3d: nn.BatchNorm3d, Conv3d: nn.Conv3d, PointwiseConv3d: nn.Conv3d}
+OURS = {
+    BatchNorm3d: nn.BatchNorm3d,
+    JointBatchNorm3d: nn.BatchNorm3d,
+    Conv3d: nn.Conv3d,
+    PointwiseConv3d: nn.Conv3d,
+}
 
 
 def plain(method: Method) -> Method:

@@ -183,9 +183,9 @@ def commands(page: Path) -> Iterator[tuple[str, str]]:
     """Where and what: lines of shell blocks, and `vclipseg ...` within sentences."""
     text = page.read_text(encoding="utf-8")
     for block in blocks(page):
-        if block.language == "sh":
+        if block.language in ("sh", "bash"):  # of a batch script, what starts vclipseg
             for line in block.text.replace("\\\n", " ").splitlines():
-                if line.strip():
+                if line.strip() and (block.language == "sh" or "vclipseg" in line):
                     yield block.name, line
     prose = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
     for found in re.finditer(r"`(vclipseg [^`]+)`", prose):
@@ -204,6 +204,10 @@ def test_command_is_one(where, line):
     words = shlex.split(line, comments=True)
     if words[0] == "vclipseg":
         check_vclipseg(words[1:])
+    elif "torchrun" in words[:2]:  # srun torchrun ... -m vclipseg VERB
+        at = words.index("-m")
+        assert words[at + 1] == "vclipseg"
+        check_vclipseg(words[at + 2 :])
     elif words[0] == "make":
         assert f"\n{words[1]}:" in text_of("Makefile"), line
     elif words[:2] == ["python", "-m"]:

@@ -37,11 +37,15 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace file
 
 def main() -> None:
     """Run the command line; errors a person can act on become one message and an exit code."""
-    from vclipseg.errors import VclipsegError
+    from vclipseg.errors import Stopped, VclipsegError
 
     try:
         # what a verb gave typer.Exit, or 130 after Ctrl-C
         code = app(prog_name="vclipseg", standalone_mode=False)
+    except Stopped as error:
+        from vclipseg.ranks import is_first
+
+        sys.exit(_fail(str(error), error.exit_code) if is_first() else error.exit_code)
     except VclipsegError as error:
         sys.exit(_fail(str(error), error.exit_code))
     except (KeyboardInterrupt, typer.Abort):
@@ -156,12 +160,16 @@ def train(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train, evaluate on the test cases if they have labels, and write the report. Ctrl-C is safe."""
+    """Train, evaluate on the test cases if they have labels, and write the report. Ctrl-C is safe.
+
+    Under torchrun, its processes train together.
+    """
     from vclipseg import commands
     from vclipseg.console import Console
     from vclipseg.errors import UsageError
+    from vclipseg.ranks import is_first
 
-    console = Console(quiet)
+    console = Console(quiet or not is_first())
     options = {
         "method.name": method,
         "method.preset": preset,
@@ -188,8 +196,9 @@ def train(
             workers=workers,
             command=sys.argv,
         )
-    result, lines = commands.train_result(run)
-    _print(result, as_json, lines)
+    if is_first():
+        result, lines = commands.train_result(run)
+        _print(result, as_json, lines)
 
 
 def _toml(value: Any) -> str:

@@ -23,6 +23,7 @@ from vclipseg.evaluation import evaluate_folder, summarize, write_scores
 from vclipseg.experiment import evaluate_run, new_run, open_split, prepare_data, train_run
 from vclipseg.inference import Predictor, load
 from vclipseg.networks.text import cosine_matrix, text_vectors
+from vclipseg.ranks import in_turns, is_first, joined
 from vclipseg.report import write_report
 from vclipseg.runs import Run
 from vclipseg.scans import predict_scans
@@ -66,13 +67,22 @@ def train_new(
     workers: int = 0,
     command: Sequence[str] = (),
 ) -> Run:
-    """Check the data, prepare them, train, evaluate where test labels are, report."""
-    if check:
-        require_trustworthy(experiment, data, console)
-    run, prepared = new_run(experiment, data, folder, console, command, plan, workers)
-    console.note(describe(run))
-    train_run(run, prepared.cases, console)
-    return finish(run, console)
+    """Check the data, prepare them, train, evaluate where test labels are, report.
+
+    Of several ranks the first checks, writes the run folder, evaluates and reports; the others train with it.
+    """
+    with joined():
+        with in_turns():
+            if is_first():
+                if check:
+                    require_trustworthy(experiment, data, console)
+                run, prepared = new_run(experiment, data, folder, console, command, plan, workers)
+                console.note(describe(run))
+            else:
+                run = Run.open(folder)
+                prepared = prepare_data(run.experiment, data, console, run.plan, workers)
+        train_run(run, prepared.cases, console)
+    return finish(run, console) if is_first() else run
 
 
 def resume(folder: Path, console: Console, data: Path | None = None, workers: int = 0) -> Run:
@@ -85,9 +95,11 @@ def resume(folder: Path, console: Console, data: Path | None = None, workers: in
             f"{root}: the data are not those that {folder} was started with (hash "
             f"{split.hash[:19]}..., was {run.split.hash[:19]}...); start a new run"
         )
-    prepared = prepare_data(run.experiment, root, console, run.plan, workers, run.split)
-    train_run(run, prepared.cases, console)
-    return finish(run, console, data)
+    with joined():
+        with in_turns():
+            prepared = prepare_data(run.experiment, root, console, run.plan, workers, run.split)
+        train_run(run, prepared.cases, console)
+    return finish(run, console, data) if is_first() else run
 
 
 def finish(run: Run, console: Console, data: Path | None = None) -> Run:
@@ -313,6 +325,11 @@ def describe(run: Run) -> str:
         f"{len(split.unlabeled)} unlabeled, {len(split.test)} test; {e.train.steps} steps of "
         f"{'x'.join(map(str, e.train.patch))} patches, {e.method.filters} filters -> {run.folder}"
     )
+    if run.ranks > 1:
+        line += (
+            f"\n{run.ranks} processes with {sum(e.method.patches)} patches each step; train.lr is not "
+            f"scaled to that, it stays {e.train.lr:g}"
+        )
     if split.transductive:
         line = "TRANSDUCTIVE: the test images are trained on as unlabeled ones\n" + line
     return line

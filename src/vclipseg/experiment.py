@@ -26,6 +26,7 @@ from vclipseg.evaluation import EvaluateSettings, evaluate, summarize, write_sco
 from vclipseg.inference import PredictSettings, load
 from vclipseg.methods.base import Loss, Method
 from vclipseg.networks.text import text_vectors
+from vclipseg.ranks import count, highest, is_first, launched, local_count, rank
 from vclipseg.runlog import RunLog
 from vclipseg.runs import Prepared, Run, refuse_run
 from vclipseg.scores import Protocol
@@ -34,7 +35,7 @@ from vclipseg.training import TrainState, make_fabric, start, train
 SMALL = 100
 """Up to so many cases are prepared in this process: starting others takes longer."""
 IN_MEMORY = 8 * 2**30
-"""Prepared training cases are held in memory up to this many bytes."""
+"""Prepared training cases are held in a machine's memory up to this many bytes."""
 
 
 def cache_home() -> Path:
@@ -129,6 +130,8 @@ def train_run(
 ) -> None:
     """Train from the last checkpoint, or from the start, to the finished model.
 
+    All ranks do; the first one writes.
+
     Args:
         run: its folder says what to train.
         cases: the prepared training cases.
@@ -136,10 +139,12 @@ def train_run(
         look: sees the state after each step and may change nothing in it; its time is not counted.
 
     Raises:
-        Stopped: Ctrl-C or SIGTERM; a checkpoint is saved.
+        Stopped: Ctrl-C or SIGTERM, on any rank; a checkpoint is saved.
         OutOfMemory: a step does not fit.
+        UsageError: the run was begun with another number of ranks.
     """
     settings = run.experiment.train
+    require_ranks(run)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
@@ -158,6 +163,7 @@ def train_run(
 
         def on_step(state: TrainState, loss: Loss) -> None:
             log.add(loss)
+            stop = highest(stopped())
             if look:
                 with log.paused():
                     look(state)
@@ -165,14 +171,16 @@ def train_run(
             if state.step % settings.log_every == 0 or last:
                 row = log.row(state.step, state.optimizer.param_groups[0]["lr"])
                 advance(state.step, describe_row(row, loss))
-            if state.step % settings.checkpoint_every == 0 or last or stopped():
+            if state.step % settings.checkpoint_every == 0 or last or stop:
                 log.write()
-                save_state(run.state_path, {**state.state_dict(), "log": log.state_dict()})
-            if stopped() and not last:
+                saved = {**state.state_dict(), "log": log.state_dict()}
+                if is_first():
+                    save_state(run.state_path, saved)
+            if stop and not last:
                 raise Stopped(
                     f"stopped at step {state.step} of {settings.steps}; go on with "
                     f"`vclipseg train --resume {run.folder}`",
-                    130 if stopped() == signal.SIGINT else 75,
+                    130 if stop == signal.SIGINT else 75,
                 )
 
         sampler = make_sampler(run, state.method, cases)
@@ -187,7 +195,26 @@ def train_run(
                 f"{run.experiment.method.filters} filters; set train.patch or method.filters smaller"
             ) from error
     log.close()
-    save_model(run.model_path, state.model(), run.model_description())
+    if is_first():
+        save_model(run.model_path, state.model(), run.model_description())
+
+
+def require_ranks(run: Run) -> None:
+    """A run goes on with as many processes as it was begun with: its batches are theirs together.
+
+    Raises:
+        UsageError: they are not as many, or were started together and have not joined.
+    """
+    if launched() != count():
+        raise UsageError(
+            f"{launched()} processes were started together (WORLD_SIZE), to do what one does alone; "
+            "torchrun is for `vclipseg train`"
+        )
+    if run.ranks != count():
+        raise UsageError(
+            f"{run.folder}: begun by {run.ranks} process(es), and now there are {count()}; go on with "
+            "as many (torchrun --nnodes, --nproc-per-node), or start a new run"
+        )
 
 
 def finished_model(folder: Path) -> Path:
@@ -226,15 +253,17 @@ def make_sampler(run: Run, method: Method, cases: PreparedCases) -> PatchSampler
         patches=method.patches_at,
         augment=experiment.augment,
         seed=experiment.train.seed,
+        rank=rank(),
+        ranks=count(),
     )
 
 
 def held_in_memory(
     read: Callable[[str], np.ndarray], case_ids: Sequence[str]
 ) -> Callable[[str], np.ndarray]:
-    """`read`, asked once for each case as long as all arrays fit into `IN_MEMORY`."""
+    """`read`, asked once for each case as long as all arrays fit into this rank's share of `IN_MEMORY`."""
     held: dict[str, np.ndarray] = {}
-    room = IN_MEMORY
+    room = IN_MEMORY // local_count()
 
     def array(case_id: str) -> np.ndarray:
         nonlocal room

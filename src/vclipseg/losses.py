@@ -3,6 +3,8 @@
 Shapes: logits and probs (B, K, X, Y, Z); labels (B, X, Y, Z) of class indices, where `IGNORE` marks
 voxels that a loss leaves out; targets are one-hot or soft labels (B, K, X, Y, Z), and kept (B, X, Y, Z)
 weighs voxels.
+
+What is no mean over patches is made of sums over the patches of all ranks (`vclipseg.ranks`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vclipseg.data.batch import IGNORE
+from vclipseg.ranks import across
 
 DiceForm = Literal["linear", "squared", "multiclass"]
 
@@ -54,10 +57,11 @@ def class_dice_losses(
         probs = probs * kept[:, None]
         targets = targets * kept[:, None]
     dims = (0, 2, 3, 4)
-    overlap = (probs * targets).sum(dims)
+    overlap = across((probs * targets).sum(dims))
     if form == "linear":
-        return 1 - (2 * overlap + 1e-8) / (probs.sum(dims) + targets.sum(dims) + 1e-8)
-    return 1 - (2 * overlap + 1e-5) / (probs.square().sum(dims) + targets.square().sum(dims) + 1e-5)
+        return 1 - (2 * overlap + 1e-8) / (across(probs.sum(dims) + targets.sum(dims)) + 1e-8)
+    squares = across(probs.square().sum(dims) + targets.square().sum(dims))
+    return 1 - (2 * overlap + 1e-5) / (squares + 1e-5)
 
 
 def dice_loss(probs: Tensor, labels: Tensor, form: DiceForm = "linear") -> Tensor:
@@ -78,7 +82,7 @@ def soft_dice_loss(
     if form == "multiclass":
         return losses.mean()
     held = targets if kept is None else targets * kept[:, None]
-    present = (held[:, 1:].amax((0, 2, 3, 4)) > 0).float()
+    present = (across((held[:, 1:].amax((0, 2, 3, 4)) > 0).float()) > 0).float()
     if not present.any():
         return losses[1:].mean()
     return (losses[1:] * present).sum() / present.sum()
@@ -87,7 +91,7 @@ def soft_dice_loss(
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the voxels that have a label; 0 where none has."""
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return across(total) / across((labels != IGNORE).sum()).clamp(min=1)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -95,7 +99,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, kept: Tensor | None = No
     entropy = -(targets * logits.log_softmax(1)).sum(1)
     if kept is None:
         return entropy.mean()
-    return (entropy * kept).sum() / kept.sum().clamp(min=1)
+    return across((entropy * kept).sum()) / across(kept.sum()).clamp(min=1)
 
 
 def sharpen(probs: Tensor, temperature: float) -> Tensor:
@@ -125,7 +129,7 @@ def cross_entropy_by_image(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     """
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     losses = losses * weights[:, None, None, None]
-    return losses.sum() / (losses.detach() > 0).sum().clamp(min=1)
+    return across(losses.sum()) / across((losses.detach() > 0).sum()).clamp(min=1)
 
 
 def info_nce(anchors: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:

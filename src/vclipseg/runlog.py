@@ -1,4 +1,7 @@
-"""`log.csv` of a run: a row every few steps, each term with its weight, means since the last row."""
+"""`log.csv` of a run: a row every few steps, each term with its weight, means since the last row.
+
+Of several ranks all keep the log, for its rows are their mean, and the first one writes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import torch
 
 from vclipseg.files import write_text
 from vclipseg.methods.base import Loss
+from vclipseg.ranks import is_first, mean
 
 
 class RunLog:
@@ -32,7 +36,7 @@ class RunLog:
         self.began = time.monotonic()
         self.sums: dict[str, Any] = {}
         self.count = 0
-        self.board = _summary_writer(folder, first_step) if tensorboard else None
+        self.board = _summary_writer(folder, first_step) if tensorboard and is_first() else None
 
     @property
     def seconds(self) -> float:
@@ -58,16 +62,16 @@ class RunLog:
         self.count += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The stretch that no row has closed yet, for a checkpoint."""
-        return {"sums": self.sums, "count": self.count}
+        """The stretch that no row has closed yet, for a checkpoint; every rank must ask for it."""
+        return {"sums": {k: mean(v) for k, v in self.sums.items()}, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.sums, self.count = dict(state.get("sums", {})), state.get("count", 0)
 
     def row(self, step: int, lr: float) -> dict[str, float]:
-        """Close the stretch that ends with `step` steps done, and write."""
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        """Close the stretch that ends with `step` steps done; every rank must ask for it."""
+        means = {name: float(mean(total)) / self.count for name, total in self.sums.items()}
         row = {"step": step, "seconds": round(self.seconds, 3), "lr": lr, **means}
         self.rows.append(
             {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
@@ -80,6 +84,8 @@ class RunLog:
 
     def write(self) -> None:
         """Put all rows on disk, atomically."""
+        if not is_first():
+            return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -26,6 +26,7 @@ from vclipseg.files import write_text
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Method, Task
 from vclipseg.networks.text import TextVectors
+from vclipseg.ranks import count
 from vclipseg.records import settings_hash
 from vclipseg.runlog import read_log
 
@@ -87,11 +88,12 @@ class Run:
             "label_values": list(data.dataset.label_values),
             "channel_names": list(data.dataset.channel_names),
             "settings": experiment.to_json(),
-            "settings_hash": identity(experiment, data.split, data.plan, text),
+            "settings_hash": identity(experiment, data.split, data.plan, text, ranks=count()),
             "plan": data.plan.model_dump(mode="json"),
             "text": text.origin if text else None,
             "transductive": data.split.transductive,
             "seed": experiment.train.seed,
+            "ranks": count(),
         }
         save_plan(data.plan, folder / "plan.json")
         write_json(folder / "splits.json", data.split.to_json())
@@ -144,6 +146,11 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Versions, device and commit that it was started with."""
         return json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train it together."""
+        return self.description.get("ranks", 1)
 
     @property
     def plan(self) -> Plan:
@@ -209,8 +216,9 @@ def identity(
     plan: Plan,
     text: TextVectors | None,
     init_from: str | None = None,
+    ranks: int = 1,
 ) -> str:
-    """Twelve hex digits over all that decides a result: settings, data, plan, text vectors.
+    """Twelve hex digits over all that decides a result: settings, data, plan, text vectors, ranks.
 
     Settings at their default are left out, so that a new setting does not make every earlier run
     another one. An earlier run that this one starts from counts with its own identity, which is
@@ -230,6 +238,7 @@ def identity(
             "data": split.hash,
             "plan": plan.model_dump(mode="json", exclude={"notes"}),
             "text": text.hash if text else None,
+            **({"ranks": ranks} if ranks > 1 else {}),
         }
     )
 

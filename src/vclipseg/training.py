@@ -2,7 +2,8 @@
 
 A step is a function of the state and the step's number alone: batch, dropout and every other random
 draw are seeded by it. So a run that was stopped and resumed equals an unbroken one, on the CPU bit for
-bit.
+bit. Several processes may train together (`vclipseg.ranks`): gradients are averaged over them, and all else
+is computed alike by each.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from vclipseg.data.batch import Batch
 from vclipseg.device import default_device, resolve_precision
 from vclipseg.errors import VclipsegError
 from vclipseg.methods.base import Ema, Loss, Method
+from vclipseg.ranks import across, average_gradients, local_rank, mean, own_draws
 from vclipseg.settings import Settings
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -111,10 +113,12 @@ class TrainState:
 
 
 def make_fabric(settings: TrainSettings) -> Fabric:
-    """One device, the precision asked for."""
-    precision = resolve_precision(settings.precision, default_device().type)
-    plugin = MixedPrecision("bf16-mixed", default_device().type) if precision == "bf16" else None
-    return Fabric(accelerator="auto", devices=1, plugins=plugin)
+    """One device, the precision asked for; ranks are not Fabric's affair."""
+    kind = default_device().type
+    precision = resolve_precision(settings.precision, kind)
+    plugin = MixedPrecision("bf16-mixed", kind) if precision == "bf16" else None
+    devices = [local_rank()] if kind == "cuda" else 1
+    return Fabric(accelerator="auto", devices=devices, plugins=plugin)
 
 
 def start(method: Method, settings: TrainSettings, fabric: Fabric) -> TrainState:
@@ -169,6 +173,7 @@ def train(
         NonFiniteLossError: a term of the loss is NaN or infinite.
     """
     method, optimizer = state.method.train(), state.optimizer
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     while state.step < settings.steps:
         step = state.step
         torch.manual_seed(settings.seed * 1_000_003 + step)
@@ -176,13 +181,14 @@ def train(
             group["lr"] = learning_rate(settings, step)
         batch = batch_at(step).to(fabric.device)
         method.before_step(step)
-        with fabric.autocast():
+        with fabric.autocast(), own_draws():
             loss = method.loss(batch, step)
         total = loss.total
-        if not torch.isfinite(total):
+        if not torch.isfinite(across(total.detach())):
             raise NonFiniteLossError(describe_nonfinite(loss, step))
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(total)
+        average_gradients(trained)
         optimizer.step()
         method.after_step(step)
         follow(state, settings.ema_decay)
@@ -216,13 +222,13 @@ def follow(state: TrainState, decay: float) -> None:
         return
     keep = min(1 - 1 / (state.step + 1), decay)
     current = state.method.state_dict()
-    for name, mean in state.average.items():
-        mean.lerp_(current[name], 1 - keep)
+    for name, followed in state.average.items():
+        followed.lerp_(current[name], 1 - keep)
 
 
 def describe_nonfinite(loss: Loss, step: int) -> str:
     """Which term broke, and what helps."""
-    terms = ", ".join(f"{name}={float(term.value.detach()):g}" for name, term in loss.items())
+    terms = ", ".join(f"{name}={float(mean(term.value.detach())):g}" for name, term in loss.items())
     return (
         f"step {step}: the loss is not finite ({terms}). Lower train.lr, or set train.precision to "
         "fp32; `vclipseg check` finds NaN or extreme values in the data."

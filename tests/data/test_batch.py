@@ -54,7 +54,7 @@ def same(a, b):
 
 def test_labels_of_unlabeled_cases_have_no_place():
     names = {f.name for f in fields(Batch)}
-    assert names == {"images", "labels", "plain_images", "case_ids", "generator"}
+    assert names == {"images", "labels", "plain_images", "case_ids", "generator", "joint_generator"}
     batch = make_sampler().batch(0)  # `labels` above raises when asked for an unlabeled case
     assert (len(batch.images), len(batch.labels)) == (4, 2)
 
@@ -196,6 +196,34 @@ def test_unlabeled_patches_need_unlabeled_cases():
     with pytest.raises(ValueError, match="unlabeled cases"):
         make_sampler(unlabeled=()).batch(0)
     assert make_sampler(unlabeled=(), patches=(2, 0)).batch(0).images.shape[0] == 2
+
+
+@pytest.mark.parametrize("patches", [(2, 2), (4, 0), (2, 4)])
+def test_ranks_share_a_joint_batch(patches):
+    """Row j of rank r is row r + jN of what one process with N times the patches has, each kind apart."""
+    ranks = 3
+    joint = make_sampler(patches=tuple(n * ranks for n in patches)).batch(5)
+    for rank in range(ranks):
+        mine = replace(make_sampler(patches=patches), rank=rank, ranks=ranks).batch(5)
+        for name in ("images", "plain_images"):
+            parts = zip(
+                mine.split(getattr(mine, name)), joint.split(getattr(joint, name)), strict=True
+            )
+            for own, whole in parts:
+                assert torch.equal(own, whole[rank::ranks])
+        assert torch.equal(mine.labels, joint.labels[rank::ranks])
+        labeled, unlabeled = joint.split(np.array(joint.case_ids))
+        assert mine.case_ids == (*labeled[rank::ranks], *unlabeled[rank::ranks])
+
+
+def test_ranks_draw_for_themselves_and_together():
+    alone = make_sampler().batch(5)
+    assert alone.common is alone.generator
+    batches = [replace(make_sampler(), rank=rank, ranks=2).batch(5) for rank in (0, 1)]
+    own = {float(torch.rand((), generator=batch.generator)) for batch in batches}
+    common = {float(torch.rand((), generator=batch.common)) for batch in batches}
+    assert (len(own), len(common)) == (2, 1)
+    assert common == {float(torch.rand((), generator=alone.common))}
 
 
 # Made ahead

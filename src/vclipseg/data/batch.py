@@ -1,7 +1,8 @@
 """What a training step sees, and the sampler that draws it.
 
 Every batch is a function of (seed, step) alone: the same seed gives the same batches, and a resumed
-run goes on with the batch that an unbroken one would have seen.
+run goes on with the batch that an unbroken one would have seen. Where several processes train together,
+each takes its own rows of a joint batch that is such a function.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vclipseg.data.augment import AugmentSettings, change_intensity, draw, place
 from vclipseg.data.reviews import IGNORED
+from vclipseg.ranks import own_seed
 
 IGNORE = -1
 """Label of a voxel without a label."""
@@ -37,6 +39,13 @@ class Batch:
     case_ids: tuple[str, ...] = ()  # B of them
     generator: torch.Generator | None = None
     """Source of a method's own random draws; seeded by the step, so a resumed run draws the same."""
+    joint_generator: torch.Generator | None = None
+    """The same on all ranks, where there are several."""
+
+    @property
+    def common(self) -> torch.Generator | None:
+        """Source of what is drawn once for the whole batch, the patches of other ranks included."""
+        return self.joint_generator or self.generator
 
     @property
     def num_labeled(self) -> int:
@@ -64,12 +73,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            None if self.plain_images is None else self.plain_images.to(device, non_blocking=True),
-            self.case_ids,
-            self.generator,
+        plain = self.plain_images
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            plain_images=None if plain is None else plain.to(device, non_blocking=True),
         )
 
 
@@ -79,6 +88,10 @@ class PatchSampler:
 
     Cases come in random order, each once before any comes again, the labeled and the unlabeled
     stream apart. `labels` is asked for labeled cases only.
+
+    N ranks have a joint batch of N L labeled and N U unlabeled patches, that of one process with as many.
+    Rank r takes rows r, r + N, r + 2N, ... of each: what is paired half with half, or labeled with
+    unlabeled, is paired alike in the joint batch.
     """
 
     image: Callable[[str], np.ndarray]  # case_id -> (C, X, Y, Z)
@@ -89,19 +102,22 @@ class PatchSampler:
     patches: Callable[[int], tuple[int, int]]  # step -> (L, U)
     augment: AugmentSettings
     seed: int
+    rank: int = 0  # of `ranks` processes
+    ranks: int = 1
 
     def batch(self, step: int) -> Batch:
         """The batch of optimizer step `step`."""
-        num_labeled, num_unlabeled = self.patches(step)
-        chosen = [
+        num_labeled, num_unlabeled = (count * self.ranks for count in self.patches(step))
+        joint = [
             *self._stream(self.labeled, num_labeled, step, stream=0),
             *self._stream(self.unlabeled, num_unlabeled, step, stream=1),
         ]
+        slots = range(self.rank, len(joint), self.ranks)
         images, plain, labels = [], [], []
-        for slot, case_id in enumerate(chosen):
+        for slot in slots:
             rng = np.random.default_rng((self.seed, 2, step, slot))
-            image = self.image(case_id)
-            known = self.labels(case_id) if slot < num_labeled else None
+            image = self.image(joint[slot])
+            known = self.labels(joint[slot]) if slot < num_labeled else None
             parameters = draw(self.augment, rng, image.shape[1:], self.patch, known)
             plain.append(place(parameters, image))
             images.append(change_intensity(parameters, plain[-1]))
@@ -113,13 +129,20 @@ class PatchSampler:
             torch.from_numpy(np.stack(images)),
             torch.from_numpy(known_labels),
             torch.from_numpy(np.stack(plain)),
-            tuple(chosen),
-            torch.Generator().manual_seed(self.seed * 1_000_003 + step),
+            tuple(joint[slot] for slot in slots),
+            *self._generators(self.seed * 1_000_003 + step),
         )
 
     def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
         """The batches of steps `first_step` to `steps` - 1."""
         return (self.batch(step) for step in range(first_step, steps))
+
+    def _generators(self, seed: int) -> tuple[torch.Generator, torch.Generator]:
+        """The rank's own, and the one that is alike on all; with one rank they are the same."""
+        common = torch.Generator().manual_seed(seed)
+        if self.ranks == 1:
+            return common, common
+        return torch.Generator().manual_seed(own_seed(seed, self.rank)), common
 
     def _stream(self, cases: Sequence[str], count: int, step: int, stream: int) -> list[str]:
         """The next `count` entries of an endless row of shuffles of `cases`."""

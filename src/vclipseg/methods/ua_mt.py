@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vclipseg.losses import sigmoid_rampup
 from vclipseg.methods.base import Task
 from vclipseg.methods.mean_teacher import SGD, Facts, MeanTeacher, MeanTeacherSettings
+from vclipseg.ranks import across
 
 
 class UAMTSettings(MeanTeacherSettings):
@@ -55,8 +56,9 @@ class UAMT(MeanTeacher):
         """Mean squared difference over the certain voxels, 0 where none is; and their share."""
         target = self.teach(images)
         certain = (self.entropy(images) < self.limit(step, probs.shape[1])).float()
-        gap = (certain[:, None] * (probs - target).square()).sum()
-        return gap / (probs.shape[1] * certain.sum() + 1e-16), {"certain_share": certain.mean()}
+        gap = across((certain[:, None] * (probs - target).square()).sum())
+        counted = probs.shape[1] * across(certain.sum())
+        return gap / (counted + 1e-16), {"certain_share": certain.mean()}
 
     def entropy(self, images: Tensor) -> Tensor:
         """H (U, X, Y, Z) of the teacher's mean over all passes, two of them at a time."""

@@ -40,6 +40,7 @@ from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
 from vclipseg.mixing import random_box, swap
 from vclipseg.networks.vnet import STRIDE, pads_to_stride
 from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput
+from vclipseg.ranks import across
 
 
 class VCLIPSegSettings(MethodSettings):
@@ -164,7 +165,7 @@ class VCLIPSeg(Method):
         if not self.settings.copy_paste or not len(unlabeled):
             return batch.images, torch.cat([labels, unknown])
         shape = tuple(labels.shape[1:])
-        box = random_box(shape, self.settings.copy_paste, batch.generator).to(labels.device)
+        box = random_box(shape, self.settings.copy_paste, batch.common).to(labels.device)
         return (
             torch.cat(swap(batch.labeled_images, unlabeled, box)),
             torch.cat(swap(labels, unknown, box)),
@@ -223,8 +224,8 @@ class VCLIPSeg(Method):
         heads = [F.normalize(h(out.fused).float(), dim=axis) for h in self.network.projections]
         vectors = torch.stack(heads).mean(0)  # (B, E, x, y, z)
         vectors = F.interpolate(vectors, scale_factor=STRIDE // s.prototype_grid)
-        counts = members.sum((0, 2, 3, 4))
-        sums = torch.einsum("bkxyz,bexyz->ke", members, vectors)
+        counts = across(members.sum((0, 2, 3, 4)))
+        sums = across(torch.einsum("bkxyz,bexyz->ke", members, vectors))
         gaps = 1 - F.cosine_similarity(sums, self.text, dim=1)  # of sums as of means
         present = (counts > 0).float()
         return (gaps * present).sum() / present.sum().clamp(min=1), counts

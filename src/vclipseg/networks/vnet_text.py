@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vclipseg.networks.batchnorm import JointBatchNorm3d
 from vclipseg.networks.vnet import (
     Conv3d,
     Decoder,
@@ -41,7 +42,7 @@ class VoxelPrompts(nn.Module):
         hidden, gate = max(channels // 4, 1), max(channels // 16, 1)
         self.controller = nn.Sequential(
             Conv3d(channels, hidden, 3, padding=1),
-            nn.BatchNorm3d(hidden),
+            JointBatchNorm3d(hidden),
             nn.LeakyReLU(inplace=True),
             PointwiseConv3d(hidden, gate),
             nn.GELU(),
@@ -49,7 +50,7 @@ class VoxelPrompts(nn.Module):
         )
         self.fuse = nn.Sequential(
             Conv3d(2 * channels, channels, 3, padding=1),
-            nn.BatchNorm3d(channels),
+            JointBatchNorm3d(channels),
             nn.LeakyReLU(inplace=True),
         )
 
