@@ -14,7 +14,7 @@ from pathlib import Path
 from vclipseg.data.cases import CHANNEL, Case, image_files
 from vclipseg.data.check_case import CaseFacts, inspect_case
 from vclipseg.data.compare_cases import compare_cases, summarize
-from vclipseg.data.datasets import Dataset, open_dataset
+from vclipseg.data.datasets import ANY_VALUE, Dataset, open_dataset
 from vclipseg.data.findings import Findings, Problem
 from vclipseg.data.formats import strip_suffix
 from vclipseg.data.layouts import list_cases
@@ -24,8 +24,6 @@ OnProgress = Callable[[int, int, str], None]
 
 POOL_BYTES = 64 * 2**20
 """A data set smaller than this is read sooner than processes have started."""
-ANY_VALUE = tuple(range(256))
-"""Label values of a data set that says nothing of its classes."""
 _FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs"), ("images", "labels"))
 
 

@@ -19,6 +19,10 @@ from vclipseg.errors import DataError, UsageError
 __all__ = ["Case", "Dataset", "Split", "open_dataset", "split_cases"]
 
 
+ANY_VALUE = tuple(range(256))
+"""Label values of a data set that says nothing of its classes: to look at, not to train on."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Cases of one folder.
@@ -265,6 +269,8 @@ def _stored_values(listing: Listing, cases: Sequence[Case]) -> tuple[int, ...]:
 
 
 def _check_values(listing: Listing, values: tuple[int, ...], asked: bool) -> None:
+    if values == ANY_VALUE:
+        return
     if len(set(values)) != len(values) or not 2 <= len(values) <= 255:
         raise UsageError(f"{listing.root}: label values {values} must be 2 to 255 different ones.")
     if not asked and values != tuple(range(len(values))):
