@@ -46,7 +46,7 @@ def main() -> None:
     console.note(describe(run))
     train_run(run, prepared.cases, console)
     values = score(run.folder, prepared.dataset, prepared.split.unlabeled, console)
-    environment = json.loads((run.folder / "environment.json").read_text())
+    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
     row = {
         "recipe": arguments.recipe.as_posix(),
         "overrides": " ".join(arguments.overrides),

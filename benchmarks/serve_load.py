@@ -185,7 +185,7 @@ def copy_runs(runs: Path, folder: Path) -> Path:
     """Copies that may be written to."""
     copy = shutil.copytree(runs, folder / "runs", ignore=shutil.ignore_patterns("last.pt", "serve"))
     for file in sorted(copy.rglob("experiment.json")):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         root = Path(content["data"]["root"])
         target = folder / root.name
         if not target.exists():
@@ -197,7 +197,7 @@ def copy_runs(runs: Path, folder: Path) -> Path:
 
 def memory_mb(pid: int) -> float:
     """Resident memory of a process, MB."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
 

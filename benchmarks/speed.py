@@ -110,11 +110,18 @@ def describe(row: dict) -> str:
 
 def write(path: Path, rows: list[dict]) -> None:
     """Put rows into the record, in the table's order."""
-    known = {row["name"]: row for row in json.loads(path.read_text())} if path.is_file() else {}
+    known = (
+        {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+        if path.is_file()
+        else {}
+    )
     known |= {row["name"]: row for row in rows}
     order = [row.name for row in ROWS.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([known[name] for name in order if name in known], indent=2) + "\n")
+    path.write_text(
+        json.dumps([known[name] for name in order if name in known], indent=2) + "\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

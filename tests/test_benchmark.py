@@ -117,19 +117,19 @@ def test_it_goes_on_from_a_committed_record_alone(finished, tiny_data, tmp_path)
 
 @pytest.mark.slow
 def test_tables_come_in_three_forms(finished):
-    text = (finished / "record" / "table.md").read_text()
+    text = (finished / "record" / "table.md").read_text(encoding="utf-8")
     assert text.startswith("# Tiny\n")
     assert "| vclipseg (robust, orthogonal) | 4 | ema | 2 |" in text
-    assert r"\toprule" in (finished / "record" / "table.tex").read_text()
+    assert r"\toprule" in (finished / "record" / "table.tex").read_text(encoding="utf-8")
     with (finished / "record" / "table.csv").open(newline="") as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["supervised", "vclipseg"] * 2
-    facts = json.loads((finished / "record" / "grid.json").read_text())
+    facts = json.loads((finished / "record" / "grid.json").read_text(encoding="utf-8"))
     assert (facts["full_size"], facts["failed"]) == (False, [])
 
 
 def test_what_is_to_be_said_of_the_data_is_written_down(tiny_data, tmp_path):
     data = shutil.copytree(tiny_data, tmp_path / "data")
-    description = json.loads((data / "dataset.json").read_text())
+    description = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
     (data / "dataset.json").write_text(json.dumps({**description, "remarks": ["Cut."]}))
     bench = make(tmp_path, data)
     assert bench.planner.remarks == ()  # nothing was looked at yet
@@ -164,7 +164,7 @@ def test_a_failed_cell_is_told_and_tried_again(tiny_data, tmp_path):
     assert states([good, stride, labels]) == ["done", "failed", "failed"]
     assert "stride" in stride.why
     assert "7 labeled cases asked for" in labels.why
-    table = (bench.record / "table.md").read_text()
+    table = (bench.record / "table.md").read_text(encoding="utf-8")
     assert f"- supervised (robust, too large a stride), 1 labeled, seed 0: {stride.why}" in table
     assert "| supervised (robust) |" in table
     lines = view.summary(bench.record, jobs, [])
@@ -220,7 +220,9 @@ def test_a_method_of_two_stages_starts_from_its_first(tiny_data, tmp_path):
     assert run.settings_hash == job.settings_hash  # known before, without the first stage's folder
     row = read_runs(bench.record)[0]
     assert row.seconds == pytest.approx(run.train_seconds + first.train_seconds)
-    assert "starts from 4 steps of supervised (robust)" in (bench.record / "table.md").read_text()
+    assert "starts from 4 steps of supervised (robust)" in (bench.record / "table.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_folds_and_draws_are_replicates(tiny_data, tmp_path):
@@ -257,7 +259,7 @@ def test_looking_at_the_test_set_changes_nothing_in_the_run(looked):
     with_looks, without = (load_model(Run.open(j.folder).model_path)[0] for j in (job, other))
     assert with_looks.keys() == without.keys()
     assert all((with_looks[name] == without[name]).all() for name in without)
-    scores = [(j.folder / "cases.csv").read_text() for j in (job, other)]
+    scores = [(j.folder / "cases.csv").read_text(encoding="utf-8") for j in (job, other)]
     assert scores[0] == scores[1]
     assert not (other.folder / "paper").exists()
 
@@ -270,7 +272,7 @@ def test_rows_of_both_protocols_are_recorded_and_marked(looked):
         ("paper", 0), ("paper", 1), ("strict", 0), ("strict", 1)
     ]  # fmt: skip
     assert {row.settings_hash for row in rows} == {job.settings_hash}
-    text = (bench.record / "table.md").read_text()
+    text = (bench.record / "table.md").read_text(encoding="utf-8")
     strict, _, paper, *_ = text.split("\n## ")[1:]
     assert "Chosen on the test set" in paper
     assert "Chosen on the test set" not in strict

@@ -71,14 +71,16 @@ def made(tmp_path_factory):
 
 
 def test_metadata_are_what_monai_asks_for(made):
-    content = json.loads((made / "atrium" / "configs" / "metadata.json").read_text())
+    content = json.loads(
+        (made / "atrium" / "configs" / "metadata.json").read_text(encoding="utf-8")
+    )
     validate(content, SCHEMA)
     image = content["network_data_format"]["inputs"]["image"]
     assert (image["num_channels"], image["spatial_shape"]) == (2, [16, 16, 16])
     pred = content["network_data_format"]["outputs"]["pred"]
     assert pred["channel_def"] == {"0": "background", "1": "organ", "2": "vessel"}
     assert content["copyright"] == "CC0-1.0"
-    assert "CC0-1.0" in (made / "atrium" / "LICENSE").read_text()
+    assert "CC0-1.0" in (made / "atrium" / "LICENSE").read_text(encoding="utf-8")
     texts = [file.read_bytes() for file in (made / "atrium").rglob("*") if file.is_file()]
     assert len(texts) == 5
     assert not any(b"somebody" in text or str(made).encode() in text for text in texts)

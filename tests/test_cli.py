@@ -232,12 +232,12 @@ def test_prepare_writes_a_plan_that_may_be_edited(run_cli, tiny_data, tmp_path):
     code, out, _ = run_cli("prepare", tiny_data, "--plan", plan, "--workers", 1, "--json", "-q")
     assert code == 0
     assert json.loads(out)["spacing"] == [4.0, 4.0, 4.0]
-    content = json.loads(plan.read_text())
+    content = json.loads(plan.read_text(encoding="utf-8"))
     plan.write_text(json.dumps({**content, "spacing": [6.0, 6.0, 6.0]}))
     code, out, _ = run_cli("prepare", tiny_data, "--plan", plan, "--workers", 1, "-q")
     assert code == 0
     assert "6.0" in out
-    assert json.loads(plan.read_text())["spacing"] == [6.0, 6.0, 6.0]
+    assert json.loads(plan.read_text(encoding="utf-8"))["spacing"] == [6.0, 6.0, 6.0]
 
 
 # The whole way
@@ -269,7 +269,7 @@ def test_train_on_a_folder_alone(runs):
     expected = "experiment.json environment.json splits.json plan.json log.csv checkpoints"
     expected += " predictions cases.csv metrics.json report.html nnunet_summary.json"
     assert set(expected.split()) <= files
-    content = json.loads((folder / "experiment.json").read_text())
+    content = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     assert content["settings"]["preset"] == "robust"
     assert content["settings"]["method"]["name"] == "vclipseg"
     assert content["name"] == "Phantom"
@@ -337,7 +337,7 @@ def test_a_model_file_is_enough(run_cli, runs, tiny_data, tmp_path):
 @pytest.mark.slow
 def test_evaluate_again(run_cli, runs, tiny_data, tmp_path):
     run = shutil.copytree(runs / "ours", tmp_path / "run")
-    before = json.loads((run / "metrics.json").read_text())
+    before = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     code, out, _ = run_cli("evaluate", run, "--json", "-q")
     assert code == 0
     assert json.loads(out)["mean"] == before["mean"]
@@ -368,7 +368,7 @@ def test_compare_and_report(run_cli, runs, tmp_path):
     file = tmp_path / "report.html"
     code, out, _ = run_cli("report", runs / "ours", runs / "baseline", "--out", file)
     assert (code, out.strip()) == (0, str(file))
-    assert "<html" in file.read_text()[:500]
+    assert "<html" in file.read_text(encoding="utf-8")[:500]
 
 
 @pytest.mark.slow
@@ -434,7 +434,9 @@ def assert_same_run(a, b):
     assert all(torch.equal(weights[key], others[key]) for key in weights)
     assert description == other_description
     assert rows == other_rows
-    assert (a / "cases.csv").read_text() == (b / "cases.csv").read_text()
+    assert (a / "cases.csv").read_text(encoding="utf-8") == (b / "cases.csv").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_nothing_is_replaced_unasked(tmp_path):
     (tmp_path / "m.onnx").write_text("mine")
     with pytest.raises(UsageError, match=r"m.onnx: exists already; give --overwrite"):
         export.export_onnx(load(file), file, tmp_path / "m.onnx")
-    assert (tmp_path / "m.onnx").read_text() == "mine"
+    assert (tmp_path / "m.onnx").read_text(encoding="utf-8") == "mine"
 
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):

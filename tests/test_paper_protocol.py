@@ -84,10 +84,10 @@ def test_a_look_scores_what_the_evaluation_scores(looked):
 
 def test_what_is_made_of_it_is_marked(looked, tiny_data):
     run, _, best = looked
-    metrics = json.loads((best.folder / "metrics.json").read_text())
+    metrics = json.loads((best.folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["protocol"] == "paper"
     assert (metrics["looks"], metrics["chosen_step"]) == (4, load(best.folder).description["step"])
-    page = write_report([best.folder], data_root=tiny_data).read_text()
+    page = write_report([best.folder], data_root=tiny_data).read_text(encoding="utf-8")
     assert "The checkpoint was chosen on the test list" in page
     assert not (run.folder / "metrics.json").exists()  # the run itself is scored by others
 
@@ -122,7 +122,7 @@ def test_an_empty_prediction_has_no_distance_but_here(tiny_data, tmp_path):
     weights[bias] += torch.tensor([100.0, -100.0])
     save_model(looks.folder / "checkpoints" / "model.safetensors", weights, description)
     best = evaluate_best(run, QUIET, tiny_data)
-    metrics = json.loads((best.folder / "metrics.json").read_text())
+    metrics = json.loads((best.folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["failures"] == 2
     assert metrics["mean"]["hd95_voxel"]["mean"] == 0
     assert metrics["mean"]["dice"]["mean"] == 0

@@ -88,7 +88,7 @@ def trained(tiny_data, tmp_path_factory):
         for process in processes:
             process.kill()
             process.wait()
-    assert codes == [0, 0, 0], "\n".join(file.read_text() for file in said)
+    assert codes == [0, 0, 0], "\n".join(file.read_text(encoding="utf-8") for file in said)
     return out
 
 

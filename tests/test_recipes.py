@@ -16,7 +16,7 @@ from vclipseg.tables.published import names, published
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 FILES = sorted(FOLDER.rglob("*.toml"))
-GRIDS = [path for path in FILES if "\n[grid]\n" in path.read_text()]
+GRIDS = [path for path in FILES if "\n[grid]\n" in path.read_text(encoding="utf-8")]
 RECIPES = [path for path in FILES if path not in GRIDS]
 SMALL = (
     "data.labeled=4",
@@ -50,7 +50,7 @@ def test_recipe_loads(recipe):
 @each_recipe
 def test_recipe_says_only_what_differs(recipe):
     """A person who reads a recipe sees what it changes, and comments say why."""
-    assert len(recipe.read_text().splitlines()) < 60
+    assert len(recipe.read_text(encoding="utf-8").splitlines()) < 60
 
 
 each_grid = pytest.mark.parametrize("path", GRIDS, ids=[path.stem for path in GRIDS])

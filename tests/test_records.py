@@ -74,9 +74,9 @@ def test_a_run_recorded_again_replaces_its_rows(tmp_path):
     other = make_record(settings_hash="other0000000", method="supervised")
     records.record(tmp_path, both, make_scores())
     records.record(tmp_path, [other], make_scores())
-    before = (tmp_path / "runs.csv").read_text()
+    before = (tmp_path / "runs.csv").read_text(encoding="utf-8")
     records.record(tmp_path, [other], make_scores())
-    assert (tmp_path / "runs.csv").read_text() == before
+    assert (tmp_path / "runs.csv").read_text(encoding="utf-8") == before
     records.record(tmp_path, [make_record(make_scores((0.6,)))], make_scores((0.6,)))
     read = records.read_runs(tmp_path)
     assert [(row.settings_hash, row.lcc) for row in read] == [

@@ -105,7 +105,7 @@ def test_files_of_a_run(tmp_path):
     assert tuple(rows[0]) == CASE_COLUMNS
     assert rows[0]["dice"] == "0.8"
     assert rows[2]["hd95_mm"] == ""
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == summary
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")) == summary
     names = {"cases.csv", "metrics.json", "nnunet_summary.json"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == names
 
@@ -133,7 +133,7 @@ def test_nnunet_summary_has_its_form(tmp_path):
     write_scores(
         tmp_path, scores, summarize(scores, SETTINGS), reference_files={"a": tmp_path / "a.nii.gz"}
     )
-    summary = json.loads((tmp_path / "nnunet_summary.json").read_text())
+    summary = json.loads((tmp_path / "nnunet_summary.json").read_text(encoding="utf-8"))
     assert set(summary) == {"foreground_mean", "mean", "metric_per_case"}
     first = summary["metric_per_case"][0]
     assert first["metrics"]["1"] == {
@@ -169,5 +169,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr("vclipseg.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "new")
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]

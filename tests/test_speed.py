@@ -19,7 +19,7 @@ def test_every_row_is_measured(tmp_path):
     command = [sys.executable, str(SCRIPT), "--small", "--threads", "1", "--record", str(record)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(record.read_text())
+    rows = json.loads(record.read_text(encoding="utf-8"))
     assert len(rows) == ROWS == len(done.stdout.splitlines())
     for row in rows:
         assert row["ours"] >= 0

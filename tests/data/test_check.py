@@ -96,7 +96,7 @@ def test_lonely_labels_are_all_named(breakable: Path) -> None:
 
 def test_labels_that_a_list_names_are_not_lonely(breakable: Path) -> None:
     """nnU-Net's explicit list lets image and label have any names."""
-    description = json.loads((breakable / "dataset.json").read_text())
+    description = json.loads((breakable / "dataset.json").read_text(encoding="utf-8"))
     for case_id in broken.TRAIN:
         label_file(breakable, case_id).rename(breakable / "labelsTr" / f"seg_{case_id}.nii.gz")
     description["dataset"] = {

@@ -27,7 +27,7 @@ def roles(dataset: Dataset) -> tuple[list[str], list[str], list[str]]:
 
 def change_description(root: Path, **changes) -> None:
     file = root / "dataset.json"
-    save_json(file, json.loads(file.read_text()) | changes)
+    save_json(file, json.loads(file.read_text(encoding="utf-8")) | changes)
 
 
 # ---- layouts ---------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_mhd_with_its_raw_file(tmp_path):
 
 
 def write_csv(path: Path, rows: list[dict]) -> Path:
-    with path.open("w", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

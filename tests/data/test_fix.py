@@ -86,7 +86,7 @@ def test_what_needs_a_person_is_left(breakable: Path) -> None:
 def test_the_copy_says_what_was_done(breakable: Path) -> None:
     broken.flipped_label(breakable)
     fix_copy(check_dataset(breakable), breakable.parent / "mended")
-    record = json.loads((breakable.parent / "mended" / RECORD).read_text())
+    record = json.loads((breakable.parent / "mended" / RECORD).read_text(encoding="utf-8"))
     assert record["source"] == str(breakable)
     assert [f["file"] for f in record["fixes"]] == ["labelsTr/train1.nii.gz"]
 
@@ -111,7 +111,7 @@ def test_a_folder_with_content_is_refused(breakable: Path, tmp_path: Path) -> No
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="full: exists already"):
         fix_copy(check_dataset(breakable), tmp_path / "full")
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "full" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
 def test_an_empty_folder_is_accepted(breakable: Path, tmp_path: Path) -> None:
@@ -169,7 +169,9 @@ def test_paths_that_lead_out_of_the_copy_are_refused(
     broken.shared_subject(breakable)
     table = breakable / "cases.csv"
     prefix = prefix.format(root=breakable)
-    table.write_text(table.read_text().replace("imagesTr/train0", f"{prefix}imagesTr/train0"))
+    table.write_text(
+        table.read_text(encoding="utf-8").replace("imagesTr/train0", f"{prefix}imagesTr/train0")
+    )
     with pytest.raises(UsageError, match="folder"):
         fix_copy(check_dataset(table), tmp_path / "mended")
     assert not (tmp_path / "mended").exists()

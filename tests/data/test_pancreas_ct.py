@@ -174,7 +174,7 @@ def test_the_data_set_has_the_literatures_order_and_hu(imported):
 
 
 def test_what_was_turned_is_in_the_record(imported):
-    record = json.loads((imported.folder / "import" / "0018.json").read_text())
+    record = json.loads((imported.folder / "import" / "0018.json").read_text(encoding="utf-8"))
     assert record["label"]["flipped"] == "y"
     assert record["label"]["by"] == "header"
     assert record["label"]["share"] > 0.9
@@ -184,14 +184,17 @@ def test_what_was_turned_is_in_the_record(imported):
 
 
 def test_a_cut_is_told_of_and_whole_scans_are_not(imported, archive, tmp_path):
-    description = json.loads((imported.folder / "dataset.json").read_text())
+    description = json.loads((imported.folder / "dataset.json").read_text(encoding="utf-8"))
     assert description["import"]["crop"] == "label"
     (remark,) = open_dataset(imported.folder).remarks
     assert "cut around the reference labels, as the literature does" in remark
     assert remark in imported.lines()
     whole = run(archive, tmp_path / "whole", crop="none")
     assert open_dataset(whole.folder).remarks == ()
-    assert json.loads((whole.folder / "dataset.json").read_text())["import"]["crop"] == "none"
+    assert (
+        json.loads((whole.folder / "dataset.json").read_text(encoding="utf-8"))["import"]["crop"]
+        == "none"
+    )
     assert whole.cases["0057"]["box"] == [[0, 64], [0, 64], [0, 36]]
 
 
@@ -199,7 +202,9 @@ def test_missing_cases_are_named(imported):
     assert len(imported.missing) == 82 - len(CASES)
     assert imported.missing["0025"] == "no DICOM series"
     assert "  missing: 0070, no DICOM series" in imported.lines()
-    assert json.loads((imported.folder / "dataset.json").read_text())["import"]["missing"]["0079"]
+    assert json.loads((imported.folder / "dataset.json").read_text(encoding="utf-8"))["import"][
+        "missing"
+    ]["0079"]
 
 
 def test_copies_of_one_scan_are_told_of_or_left_out(changeable, tmp_path):
@@ -326,11 +331,13 @@ def test_train_by_the_papers_recipe(run_cli, imported, tmp_path):
         "plan.json": ("notes", "data"),
         "metrics.json": ("remarks", 0),
     }.items():
-        found = json.loads((folder / name).read_text())
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
         for key in keys:
             found = found[key]
         assert found.startswith("Volumes were cut around the reference labels"), name
-    assert json.loads((folder / "plan.json").read_text())["intensity"] == ["window_zscore"]
+    assert json.loads((folder / "plan.json").read_text(encoding="utf-8"))["intensity"] == [
+        "window_zscore"
+    ]
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "Volumes were cut around the reference labels" in report
 

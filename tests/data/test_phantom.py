@@ -112,7 +112,7 @@ def test_layout(tmp_path: Path) -> None:
         "labelsTr/phantom_0001.nii.gz",
         "labelsTs/phantom_2000.nii.gz",
     ]
-    description = json.loads((root / "dataset.json").read_text())
+    description = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     assert description["labels"] == {"background": 0, "left atrium": 1}
     assert description["channel_names"] == {"0": "MRI"}
     assert description["numTraining"] == 2

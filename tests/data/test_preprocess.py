@@ -302,7 +302,7 @@ def test_plan_decides_from_spacing_and_channel_names(tmp_path):
 )
 def test_intensity_follows_the_channel_name(tmp_path, name, intensity):
     nnunet_folder(tmp_path)
-    description = json.loads((tmp_path / "dataset.json").read_text())
+    description = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
     save_json(tmp_path / "dataset.json", description | {"channel_names": {"0": name}})
     dataset = open_dataset(tmp_path)
     assert make_plan(dataset, dataset.train, PlanSettings()).intensity == (intensity,)
@@ -314,7 +314,7 @@ def test_intensity_follows_the_channel_name(tmp_path, name, intensity):
 
 def test_plan_repeats_what_is_to_be_said_of_the_data(tmp_path):
     nnunet_folder(tmp_path)
-    description = json.loads((tmp_path / "dataset.json").read_text())
+    description = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
     save_json(tmp_path / "dataset.json", description | {"remarks": ["Cut.", "Twice."]})
     dataset = open_dataset(tmp_path)
     plan = make_plan(dataset, dataset.train, PlanSettings())
@@ -325,7 +325,7 @@ def test_plan_is_a_file_to_edit(tmp_path):
     plan = Plan(spacing=(1, 1, 3), intensity=("zscore", "none"), notes={"spacing": "median"})
     save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == plan
-    content = json.loads((tmp_path / "plan.json").read_text())
+    content = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     save_json(tmp_path / "plan.json", content | {"spacing": [2, 2, 2]})
     assert load_plan(tmp_path / "plan.json").spacing == (2, 2, 2)
     for wrong, named in (({"spacing": [0, 1, 1]}, "spacing"), ({"colour": 1}, "colour")):

@@ -126,7 +126,7 @@ def test_a_mask_outside_of_the_folder_is_not_read(data):
     save_review(data, case_id, "ignored", None, VALUES)
     file = data / "reviews" / case_id / "0001.json"
     label = f"../../labelsTr/{open_dataset(data).labeled[0].label.name}"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "label": label}))
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "label": label}))
     with pytest.raises(DataError, match="is not a decision"):
         read_reviews(data)
 

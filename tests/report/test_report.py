@@ -122,7 +122,7 @@ def test_clean_runs_have_no_banner(page: str):
     ],
 )
 def test_what_spoils_the_numbers_comes_first(new_run: Callable[..., Path], options, said):
-    page = write_report([new_run(cases=1, **options)]).read_text()
+    page = write_report([new_run(cases=1, **options)]).read_text(encoding="utf-8")
     banner = page.index('class="banner"')
     assert banner < page.index("<h1>")
     assert said in text_of(page[banner : page.index("<h1>")])
@@ -132,17 +132,17 @@ def test_what_spoils_the_numbers_comes_first(new_run: Callable[..., Path], optio
 
 def test_what_is_to_be_said_of_the_data_comes_first_too(new_run: Callable[..., Path]):
     run = new_run(cases=1)
-    description = json.loads((run / "experiment.json").read_text())
+    description = json.loads((run / "experiment.json").read_text(encoding="utf-8"))
     description["data"]["remarks"] = ["Cut around the labels.", "One case is there twice."]
     (run / "experiment.json").write_text(json.dumps(description))
-    page = write_report([run]).read_text()
+    page = write_report([run]).read_text(encoding="utf-8")
     banner = text_of(page[page.index('class="banner"') : page.index("<h1>")])
     assert "About the data. Cut around the labels. One case is there twice." in banner
     assert "run: see the note about the data" in page
 
 
 def test_one_run_has_no_comparison(new_run: Callable[..., Path]):
-    page = write_report([new_run(cases=2)]).read_text()
+    page = write_report([new_run(cases=2)]).read_text(encoding="utf-8")
     assert 'class="verdict' not in page
     assert "Compared with" not in page
 
@@ -151,7 +151,7 @@ def test_a_run_that_is_not_evaluated_is_reported(new_run: Callable[..., Path]):
     run = new_run(cases=2)
     for name in ("cases.csv", "metrics.json"):
         (run / name).unlink()
-    page = text_of(write_report([run]).read_text())
+    page = text_of(write_report([run]).read_text(encoding="utf-8"))
     assert "it is not evaluated yet" in page
     assert f"run `vclipseg evaluate {run}`" in page
     assert "learning rate" in page
@@ -161,23 +161,23 @@ def test_a_run_that_is_not_evaluated_is_reported(new_run: Callable[..., Path]):
 def test_predictions_that_are_gone_are_missed(new_run: Callable[..., Path]):
     run = new_run(cases=3)
     shutil.rmtree(run / "predictions")
-    page = text_of(write_report([run]).read_text())
+    page = text_of(write_report([run]).read_text(encoding="utf-8"))
     assert "no predictions, so there are no pictures of them" in page
     assert "No prediction to draw." in page
 
 
 def test_data_out_of_reach_leaves_the_predictions(new_run: Callable[..., Path], tmp_path, data):
     run = new_run(cases=3)
-    experiment = json.loads((run / "experiment.json").read_text())
+    experiment = json.loads((run / "experiment.json").read_text(encoding="utf-8"))
     experiment["data"]["root"] = str(tmp_path / "gone")
     (run / "experiment.json").write_text(json.dumps(experiment))
-    page = write_report([run]).read_text()
+    page = write_report([run]).read_text(encoding="utf-8")
     assert "Images and references are not shown" in text_of(page)
     assert "prediction: left atrium" in page
     assert "reference: left atrium" not in page
     found = write_report([run], tmp_path / "new" / "page.html", data_root=data)
     assert found == tmp_path / "new" / "page.html"
-    assert "reference: left atrium" in found.read_text()
+    assert "reference: left atrium" in found.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_data_out_of_reach_leaves_the_predictions(new_run: Callable[..., Path], 
 def test_a_damaged_file_is_named_and_the_rest_is_shown(new_run, name, content):
     run = new_run(cases=2)
     (run / name).write_text(content)
-    page = text_of(write_report([run]).read_text())
+    page = text_of(write_report([run]).read_text(encoding="utf-8"))
     assert name.removeprefix("predictions/") in page[: page.index("Results Cases")]
     assert "Provenance" in page
 
@@ -205,12 +205,12 @@ def test_settings_of_unexpected_shape_do_no_harm(new_run: Callable[..., Path]):
     odd = {"name": None, "settings": [1], "data": "x", "text": "y", "class_names": None}
     (run / "experiment.json").write_text(json.dumps(odd))
     (run / "splits.json").write_text('{"labeled": null, "test": "x"}')
-    assert "run" in write_report([run]).read_text()
+    assert "run" in write_report([run]).read_text(encoding="utf-8")
 
 
 def test_an_experiment_alone_makes_a_report(tmp_path: Path):
     (tmp_path / "experiment.json").write_text("{}")
-    page = text_of(write_report([tmp_path]).read_text())
+    page = text_of(write_report([tmp_path]).read_text(encoding="utf-8"))
     assert "There is no log to draw curves from." in page
     assert "There are no masks to make surfaces of." in page
 
@@ -219,13 +219,13 @@ def test_names_are_escaped(new_run: Callable[..., Path]):
     run = new_run(cases=1)
     evil = '<script>alert("x")</script>'
     for name in ("experiment.json", "cases.csv", "log.csv"):
-        text = (run / name).read_text()
+        text = (run / name).read_text(encoding="utf-8")
         (run / name).write_text(
             text.replace('"name": "run"', f'"name": {json.dumps(evil)}')
             .replace("left atrium", "</svg><b>&")
             .replace("pseudo_share", "<i>share</i>")
         )
-    page = write_report([run]).read_text()
+    page = write_report([run]).read_text(encoding="utf-8")
     assert evil not in page
     assert "<b>&" not in page
     assert "<i>share" not in page

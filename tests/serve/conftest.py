@@ -56,7 +56,7 @@ def runs(trained, data, tmp_path) -> Path:
     """The runs, pointing at `data`."""
     folder = shutil.copytree(trained, tmp_path / "runs")
     for file in folder.glob("*/experiment.json"):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         content["data"]["root"] = str(data)
         file.write_text(json.dumps(content))
     return folder

@@ -16,7 +16,9 @@ from vclipseg.tables.files import CSV_COLUMNS, write_tables
 def written(grid):
     """The three files as text."""
     write_tables(grid)
-    return [(grid / name).read_text() for name in ("table.md", "table.csv", "table.tex")]
+    return [
+        (grid / name).read_text(encoding="utf-8") for name in ("table.md", "table.csv", "table.tex")
+    ]
 
 
 def tables_of(text):
@@ -94,7 +96,7 @@ def test_what_is_to_be_said_of_the_data_stands_below_every_table(grid):
 
 def test_records_from_before_there_were_remarks_are_read(grid):
     write_facts(grid, GridFacts())
-    content = json.loads((grid / "grid.json").read_text())
+    content = json.loads((grid / "grid.json").read_text(encoding="utf-8"))
     del content["remarks"]
     (grid / "grid.json").write_text(json.dumps(content))
     assert read_facts(grid).remarks == ()

@@ -31,7 +31,7 @@ def test_both_figures_are_made_as_png_and_svg(full):
     ]
     with Image.open(files[0]) as picture:
         assert min(picture.size) > 200
-    ranks, curves = files[1].read_text(), files[3].read_text()
+    ranks, curves = files[1].read_text(encoding="utf-8"), files[3].read_text(encoding="utf-8")
     assert "critical difference" in ranks
     assert all(name in ranks for name in ("supervised (faithful)", "mcnet (faithful)"))
     assert "labeled cases" in curves
@@ -49,7 +49,7 @@ def test_methods_with_the_common_settings_have_a_diagram_of_their_own(full):
         "critical-difference-la-4",
         "critical-difference-la-4-common",
     ]
-    assert ["cps" in file.read_text() for file in both] == [True, False]
+    assert ["cps" in file.read_text(encoding="utf-8") for file in both] == [True, False]
     assert "- Common settings only. Mean ranks of 3 methods" in markdown(
         read_sections(full), read_facts(full)
     )

@@ -92,7 +92,7 @@ def phantom_case(
 
 def _same(root: Path, drawn: dict[str, Any]) -> Path:
     try:
-        found = json.loads((root / "dataset.json").read_text()).get("phantom")
+        found = json.loads((root / "dataset.json").read_text(encoding="utf-8")).get("phantom")
     except (OSError, ValueError):
         found = None
     if found != drawn:
