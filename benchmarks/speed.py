@@ -92,7 +92,7 @@ def line(row: Row, figures: Figures, threads: int) -> dict:
         "unit": row.unit,
         **asdict(figures),
         "target": row.target,
-        "holds": figures.value >= row.target if row.at_least else figures.value <= row.target,
+        "holds": bool(figures.value >= row.target if row.at_least else figures.value <= row.target),
         "device": f"{name}, {threads} thread(s)",
         "commit": commit(),
     }
