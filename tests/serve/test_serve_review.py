@@ -169,7 +169,7 @@ def test_hostile_masks(client, data, case):
 def test_looks_of_an_earlier_model_do_not_count(client, runs, case, ended):
     ended(client.post(f"/api/runs/first/cases/{case}/look").json())
     models: Models = client.app.state.served.models
-    run = client.app.state.served.library.get("first")
+    run = client.app.state.served.catalog.get("first")
     assert models.signals(run, case)
     os.utime(runs / "first/checkpoints/model.safetensors", ns=(1, 1))
     assert models.signals(run, case) is None

@@ -16,9 +16,9 @@ from vclipseg import __version__
 from vclipseg.console import Console
 from vclipseg.data.reviews import Conflict
 from vclipseg.errors import DataError, UsageError, VclipsegError
+from vclipseg.serve.catalog import Catalog, NotFound
 from vclipseg.serve.guard import LOOPBACK, Guard, Limits
 from vclipseg.serve.jobs import Busy, Jobs
-from vclipseg.serve.library import Library, NotFound
 from vclipseg.serve.limits import ScanLimits, TooMuch
 from vclipseg.serve.monai_routes import monai_routes
 from vclipseg.serve.predict_routes import predict_routes
@@ -58,10 +58,10 @@ def create_app(
     Raises:
         UsageError: there is no run.
     """
-    library = Library(root, data)
+    catalog = Catalog(root, data)
     temporary = tempfile.TemporaryDirectory(prefix="vclipseg-serve-", ignore_cleanup_errors=True)
     jobs = Jobs(waiting, console=console)
-    state = State(library, jobs, Path(temporary.name), scan_limits or ScanLimits(), token)
+    state = State(catalog, jobs, Path(temporary.name), scan_limits or ScanLimits(), token)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -23,8 +23,8 @@ from vclipseg.errors import UsageError
 from vclipseg.files import write_text
 from vclipseg.inference import Predictor, load
 from vclipseg.ranking import Signals
+from vclipseg.serve.catalog import NotFound, ServedRun
 from vclipseg.serve.jobs import Job, Jobs
-from vclipseg.serve.library import NotFound, ServedRun
 from vclipseg.serve.volumes import percent
 from vclipseg.windows import window_starts
 

@@ -7,8 +7,8 @@ from typing import Any
 from vclipseg import __version__
 from vclipseg.data.reviews import read_reviews
 from vclipseg.ranking import STRATEGIES
+from vclipseg.serve.catalog import ServedRun
 from vclipseg.serve.incoming import Scan
-from vclipseg.serve.library import ServedRun
 from vclipseg.serve.review_routes import cases_of
 from vclipseg.serve.state import State
 
@@ -24,7 +24,7 @@ DESCRIPTIONS = {
 
 def first_run(state: State) -> ServedRun:
     """The run whose data set is the datastore: the first with a model and its data in reach."""
-    runs = list(state.library.runs.values())
+    runs = list(state.catalog.runs.values())
     ready = (run for run in runs if run.model_path.is_file() and run.has_data())
     return next(ready, runs[0])
 
@@ -40,7 +40,7 @@ def app_info(state: State) -> dict[str, Any]:
             "description": f"{run.run.name}: {run.run.method}",
             "config": {},
         }
-        for run in state.library.runs.values()
+        for run in state.catalog.runs.values()
         if run.model_path.is_file()
     }
     return {

@@ -15,9 +15,9 @@ from fastapi import APIRouter, Body, File, Form, Query, Request, Response, Uploa
 from vclipseg.data.reviews import read_reviews
 from vclipseg.data.volume import Volume
 from vclipseg.errors import DataError, UsageError
+from vclipseg.serve.catalog import NotFound, ServedRun
 from vclipseg.serve.guard import Refused, same
 from vclipseg.serve.jobs import Busy, Job, JobFailed
-from vclipseg.serve.library import NotFound, ServedRun
 from vclipseg.serve.monai_facts import (
     app_info,
     class_numbers,
@@ -114,7 +114,7 @@ def _infer(router: APIRouter, state: State) -> None:
     ) -> Response:
         """Predict an image of the datastore, of a session, or sent along."""
         check_params(params)
-        served = state.library.get(model)
+        served = state.catalog.get(model)
         mask = infer_mask(state, served, image, session_id, file)
         facts = {"label_names": class_numbers(served), "model": model}
         return reply(mask, facts, output)

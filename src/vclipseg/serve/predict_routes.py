@@ -11,9 +11,9 @@ from fastapi import APIRouter, File, Request, Response, UploadFile
 from vclipseg.data.plan import Plan
 from vclipseg.data.volume import Volume, read_image, read_labels, write
 from vclipseg.errors import UsageError
+from vclipseg.serve.catalog import NotFound, ServedRun
 from vclipseg.serve.incoming import Scan
 from vclipseg.serve.jobs import Busy, Job
-from vclipseg.serve.library import NotFound, ServedRun
 from vclipseg.serve.reading import read_scan
 from vclipseg.serve.schemas import JobInfo, ScanInfo
 from vclipseg.serve.state import VOLUME, State, attached
@@ -37,7 +37,7 @@ def predict_routes(state: State) -> APIRouter:
         NIfTI (a file a channel, or one), a zip archive of one DICOM
         series, or its files.
         """
-        served = state.library.get(run)
+        served = state.catalog.get(run)
         scan = state.scans.add([(file.filename or "", file.file) for file in files])
         try:
             job = predict_scan(state, served, scan)
@@ -57,13 +57,13 @@ def predict_routes(state: State) -> APIRouter:
     @router.get("/scans/{scan}/masks/{run}.nii.gz", responses=VOLUME)
     def mask(scan: str, run: str, request: Request) -> Response:
         """The mask that a run's model made of a scan, class indices."""
-        found, served = scan_of(state, scan), state.library.get(run)
+        found, served = scan_of(state, scan), state.catalog.get(run)
         return state.send(request, lambda: mask_of(found, served), "mask.nii.gz")
 
     @router.get("/scans/{scan}/masks/{run}", responses=VOLUME)
     def download(scan: str, run: str, format: Format = "nifti") -> Response:
         """The mask as a file to keep, with the data set's own label values."""
-        found, served = scan_of(state, scan), state.library.get(run)
+        found, served = scan_of(state, scan), state.catalog.get(run)
         suffix, media_type, make = FORMATS[format]
         with state.reading:
             content = make(found, stored_values(mask_of(found, served), served))

@@ -14,9 +14,9 @@ from vclipseg.data.volume import Header, Volume, read_header, read_labels
 from vclipseg.errors import DataError, UsageError
 from vclipseg.evaluation import on_grid_of
 from vclipseg.ranking import STRATEGIES, Choice, Signals, rank
+from vclipseg.serve.catalog import ServedRun
 from vclipseg.serve.incoming import copy, recognize
 from vclipseg.serve.jobs import Job
-from vclipseg.serve.library import ServedRun
 from vclipseg.serve.nifti_header import check_nifti
 from vclipseg.serve.schemas import Queue, QueuedCase, ReviewInfo
 from vclipseg.serve.state import VOLUME, State
@@ -32,19 +32,19 @@ def review_routes(state: State) -> APIRouter:
     @router.get("/runs/{run}/queue")
     def queue(run: str, strategy: str = "uncertain") -> Queue:
         """A run's unlabeled cases, the first to annotate first."""
-        return make_queue(state, state.library.get(run), strategy)
+        return make_queue(state, state.catalog.get(run), strategy)
 
     @router.post("/runs/{run}/queue/look", status_code=202)
     def look(run: str) -> Queue:
         """Let the model look at every case of the queue, when it has nothing else to do."""
-        served = state.library.get(run)
+        served = state.catalog.get(run)
         look_at_all(state, served)
         return make_queue(state, served, "uncertain")
 
     @router.get("/runs/{run}/reviews/{case}/mask.nii.gz", responses=VOLUME)
     def mask(run: str, case: str, request: Request) -> Response:
         """The reviewed mask, or the model's if there is none: class indices, and `ignored_value`."""
-        served = state.library.get(run)
+        served = state.catalog.get(run)
         return state.send(request, lambda: current_mask(state, served, case), f"{case}.nii.gz")
 
     @router.put("/runs/{run}/reviews/{case}")
@@ -59,13 +59,13 @@ def review_routes(state: State) -> APIRouter:
 
         `after` is the revision that was seen; somebody else's later decision is then not overruled.
         """
-        served = state.library.get(run)
+        served = state.catalog.get(run)
         return info(save(state, served, case, decision, mask, after))
 
     @router.delete("/runs/{run}/reviews/{case}")
     def reopen(run: str, case: str, after: Revision = None) -> ReviewInfo:
         """Take a decision back; its mask is kept among the data set's reviews."""
-        served = state.library.get(run)
+        served = state.catalog.get(run)
         reviewable(served, case)
         dataset = served.dataset
         review = save_review(dataset.root, case, "open", None, dataset.label_values, after=after)

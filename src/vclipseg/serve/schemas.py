@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from vclipseg.data.reviews import Decision
+from vclipseg.serve.catalog import Role
 from vclipseg.serve.jobs import Job
-from vclipseg.serve.library import Role
 
 
 class Problem(BaseModel):

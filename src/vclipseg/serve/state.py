@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import Request, Response
 
 from vclipseg.data.volume import Volume
+from vclipseg.serve.catalog import Catalog
 from vclipseg.serve.incoming import Scans
 from vclipseg.serve.jobs import Jobs
-from vclipseg.serve.library import Library
 from vclipseg.serve.limits import ScanLimits
 from vclipseg.serve.models import Models
 from vclipseg.serve.schemas import Problem
@@ -34,7 +34,7 @@ class State:
         token: what requests must know, if anything.
     """
 
-    library: Library
+    catalog: Catalog
     jobs: Jobs
     temporary: Path
     limits: ScanLimits = field(default_factory=ScanLimits)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from vclipseg.data.reviews import Decision, read_reviews
 from vclipseg.errors import VclipsegError
 from vclipseg.report.reading import as_dict, as_list, number
-from vclipseg.serve.library import SHOWN, NotFound, ServedRun, finite
+from vclipseg.serve.catalog import SHOWN, NotFound, ServedRun, finite
 from vclipseg.serve.schemas import CaseInfo, JobInfo, RunInfo
 from vclipseg.serve.state import VOLUME, State
 
@@ -23,18 +23,18 @@ def view_routes(state: State) -> APIRouter:
     @router.get("/runs")
     def runs() -> list[RunInfo]:
         """Every run that is served."""
-        state.library.find()
-        return [run_info(run) for run in state.library.runs.values()]
+        state.catalog.find()
+        return [run_info(run) for run in state.catalog.runs.values()]
 
     @router.get("/runs/{run}")
     def one_run(run: str) -> RunInfo:
         """One run."""
-        return run_info(state.library.get(run))
+        return run_info(state.catalog.get(run))
 
     @router.get("/runs/{run}/cases")
     def cases(run: str) -> list[CaseInfo]:
         """Its cases, test cases first, the worst of them first."""
-        return case_list(state, state.library.get(run))
+        return case_list(state, state.catalog.get(run))
 
     @router.get("/runs/{run}/cases/{case}/{what}.nii.gz", responses=VOLUME)
     def volume(
@@ -45,7 +45,7 @@ def view_routes(state: State) -> APIRouter:
         channel: Annotated[int, Query(ge=0, lt=64)] = 0,
     ) -> Response:
         """A volume of a case: masks hold class indices, `disagreement` whole percents."""
-        served = state.library.get(run)
+        served = state.catalog.get(run)
         read = {
             "image": lambda: served.image(case, channel),
             "reference": lambda: served.reference(case),
@@ -57,7 +57,7 @@ def view_routes(state: State) -> APIRouter:
     @router.post("/runs/{run}/cases/{case}/look", status_code=202)
     def look(run: str, case: str) -> JobInfo:
         """Let the model predict a case and say where its decoders differ."""
-        return JobInfo.of(state.models.look_at(state.library.get(run), case))
+        return JobInfo.of(state.models.look_at(state.catalog.get(run), case))
 
     @router.get("/jobs/{job}")
     def job_state(job: str) -> JobInfo:

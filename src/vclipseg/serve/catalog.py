@@ -165,7 +165,7 @@ def _compact(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-class Library:
+class Catalog:
     """All runs served, by id."""
 
     def __init__(self, root: Path, data_root: Path | None = None) -> None:
