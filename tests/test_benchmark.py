@@ -13,7 +13,6 @@ import time
 import pytest
 
 from toy import TINY
-from vclipseg import cli
 from vclipseg.benchmark import view
 from vclipseg.benchmark.cells import run_cell
 from vclipseg.benchmark.grids import load_grid
@@ -335,16 +334,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_data, tmp_path, finished
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["vclipseg", "benchmark", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
+def call(run_cli):
+    return lambda *words: run_cli("benchmark", *words)
 
 
 def test_a_dry_run_lists_the_cells(call, tiny_data, tmp_path):
