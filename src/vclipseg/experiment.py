@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 from vclipseg.checkpoint import load_model, load_state, save_model, save_state
 from vclipseg.config import Experiment
@@ -26,7 +27,7 @@ from vclipseg.evaluation import EvaluateSettings, evaluate, summarize, write_sco
 from vclipseg.inference import PredictSettings, load
 from vclipseg.methods.base import Loss, Method
 from vclipseg.networks.text import text_vectors
-from vclipseg.ranks import count, highest, is_first, launched, local_count, rank
+from vclipseg.ranks import count, highest, is_first, launched, local_count, rank, wait
 from vclipseg.runlog import RunLog
 from vclipseg.runs import Prepared, Run, refuse_run
 from vclipseg.scores import Protocol
@@ -148,16 +149,7 @@ def train_run(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
-    method = run.make_method()
-    if settings.init_from and not run.state_path.is_file():
-        console.note(start_from_run(method, Path(settings.init_from)))
-    state = start(method, settings, fabric)
-    saved = load_state(run.state_path) if run.state_path.is_file() else None
-    if saved:
-        state.load_state_dict(saved)
-    log = RunLog(run.folder, state.step, settings.tensorboard)
-    if saved:
-        log.load_state_dict(saved.get("log", {}))
+    state, log = last_state(run, fabric, console)
     title = f"train {run.experiment.method_name}"
     with stop_signals() as stopped, console.bar(title, settings.steps, state.step) as advance:
 
@@ -176,6 +168,7 @@ def train_run(
                 saved = {**state.state_dict(), "log": log.state_dict()}
                 if is_first():
                     save_state(run.state_path, saved)
+                wait()  # a rank that goes on at once must find it
             if stop and not last:
                 raise Stopped(
                     f"stopped at step {state.step} of {settings.steps}; go on with "
@@ -184,19 +177,44 @@ def train_run(
                 )
 
         sampler = make_sampler(run, state.method, cases)
-        try:
-            with made_ahead(sampler.batch, settings.steps) as batch_at:
-                train(state, batch_at, settings, fabric, on_step)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"not enough memory for patches of {settings.patch} with "
-                f"{run.experiment.method.filters} filters; set train.patch or method.filters smaller"
-            ) from error
+        with (
+            memory_errors_explained(run.experiment),
+            made_ahead(sampler.batch, settings.steps) as batch_at,
+        ):
+            train(state, batch_at, settings, fabric, on_step)
     log.close()
     if is_first():
         save_model(run.model_path, state.model(), run.model_description())
+
+
+def last_state(run: Run, fabric: Fabric, console: Console) -> tuple[TrainState, RunLog]:
+    """State and log as the last checkpoint holds them, or those before the first step."""
+    settings = run.experiment.train
+    saved = load_state(run.state_path) if run.state_path.is_file() else None
+    method = run.make_method()
+    if settings.init_from and not saved:
+        console.note(start_from_run(method, Path(settings.init_from)))
+    state = start(method, settings, fabric)
+    if saved:
+        state.load_state_dict(saved)
+    log = RunLog(run.folder, state.step, settings.tensorboard)
+    if saved:
+        log.load_state_dict(saved.get("log", {}))
+    return state, log
+
+
+@contextmanager
+def memory_errors_explained(experiment: Experiment) -> Iterator[None]:
+    """Within it, what the machine says when memory runs out becomes an `OutOfMemory`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"not enough memory for patches of {experiment.train.patch} with "
+            f"{experiment.method.filters} filters; set train.patch or method.filters smaller"
+        ) from error
 
 
 def require_ranks(run: Run) -> None:
