@@ -268,6 +268,7 @@ ROBUST: dict[str, Any] = {
     "dlb_apply_to": "unlabeled",
     "unlabeled_weight": 0.5,
     "teacher_decay": 0.99,
+    "teacher_statistics": "batch",
     "copy_paste": 0.67,
     "warmup": 0.2,
     "prototype_grid": 8,
