@@ -2,9 +2,10 @@
 
     python benchmarks/readme.py
 
-`results` markers take a short table of a grid, `table` markers all of it, with its figures, and `speed`
-markers what `speed.py` measured. What has no record reads "not measured yet". tests/test_docs.py fails
-where a page says anything else than this script would write.
+`results` markers take a short table of a grid, `table` markers all of it, with its figures, `method`
+markers the rows of one method, and `speed` markers what `speed.py` measured. What has no record reads
+"not measured yet". tests/test_docs.py fails where a page says anything else than this script would
+write.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from vclipseg.tables.markdown import markdown
 from vclipseg.tables.sections import Row, Section, read_sections
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/benchmark.md", "docs/explanation/performance.md")
+METHODS = sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
+PAGES = ("README.md", "docs/benchmark.md", "docs/explanation/performance.md", *METHODS)
+GRIDS = ("la-1.25mm-methods", "la-1.25mm-4", "hippocampus-methods", "hippocampus-4")
 COLUMNS = {  # metric -> heading and format
     "dice": ("Dice", ".3f"),
     "jaccard": ("Jaccard", ".3f"),
@@ -41,10 +44,12 @@ def main() -> None:
 def fill(text: str, results: Path) -> str:
     """The text with a grid's tables between `<!-- results:GRID -->` and `<!-- /results -->`.
 
-    And all of its tables between `<!-- table:GRID -->` and `<!-- /table -->`, and the speed of a kind of
-    device between `<!-- speed:DEVICE -->` and `<!-- /speed -->`.
+    And all of its tables between `<!-- table:GRID -->` and `<!-- /table -->`, the rows of a method between
+    `<!-- method:NAME -->` and `<!-- /method -->`, and the speed of a kind of device between
+    `<!-- speed:DEVICE -->` and `<!-- /speed -->`.
     """
-    for kind, make in (("results", show), ("table", show_all), ("speed", show_speed)):
+    kinds = {"results": show, "table": show_all, "method": show_method, "speed": show_speed}
+    for kind, make in kinds.items():
         text = re.sub(
             rf"(<!-- {kind}:(\S+) -->\n).*?(<!-- /{kind} -->)",
             lambda found, make=make: found[1] + "\n" + make(results / found[2]) + "\n" + found[3],
@@ -78,6 +83,49 @@ def show_all(grid: Path) -> str:
     )
     text = [f"Records: {files}.\n", *pictures, markdown(sections, read_facts(grid), level=3)]
     return "\n".join(text).rstrip("\n") + "\n"
+
+
+def show_method(method: Path) -> str:
+    """Every preset of a method in the CPU grids, and how its Dice differs from supervised's."""
+    lines, seen = [], set()
+    for grid in GRIDS:
+        for section in read_sections(method.parent / grid):
+            for row in section.rows if section.is_main else ():
+                run = row.group.first
+                key = (run.dataset, run.labeled, run.preset, run.text, run.steps)
+                if run.method == method.name and key not in seen:
+                    seen.add(key)
+                    lines.append(result_line(row))
+    if not lines:
+        return NOT_MEASURED
+    headings = ["Data", "Preset", "Runs", "Dice", "Minus supervised", "p", "Training, s"]
+    return "\n".join(
+        [
+            "| " + " | ".join(headings) + " |",
+            "|" + " --- |" * len(headings),
+            *lines,
+            "",
+            "From the grids on the [benchmark](../benchmark.md) page and in the",
+            "[README](../../README.md#results): 8 filters, equal steps. Means over test cases and seeds, with",
+            "95% intervals over cases; p is Wilcoxon's, after Holm over the grid's methods.",
+            "",
+        ]
+    )
+
+
+def result_line(row: Row) -> str:
+    run, against = row.group.first, row.to_baseline
+    difference = p = ""
+    if against and against.difference is not None:
+        difference = f"{against.difference:+.3f}"
+        if against.low is not None:
+            difference += f" ({against.low:+.3f} to {against.high:+.3f})"
+        least = against.p if against.p_adjusted is None else against.p_adjusted
+        p = "" if least is None else f"{least:.2g}"
+    preset = run.preset + (f", text vectors {run.text}" if run.text else "")
+    cells = [f"{run.dataset}, {run.labeled} labeled", preset, str(len(row.group.records))]
+    cells += [spell(row.interval("dice"), ".3f"), difference, p, f"{row.seconds:.0f}"]
+    return "| " + " | ".join(cells) + " |"
 
 
 def show_speed(device: Path) -> str:

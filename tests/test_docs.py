@@ -88,7 +88,7 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_pages_show_what_the_records_hold(page):
     old = text_of(page)
-    assert re.search(r"<!-- (results|table|speed):", old)
+    assert re.search(r"<!-- (results|table|method|speed):", old)
     assert readme.fill(old, ROOT / "results") == old, "run `python benchmarks/readme.py`"
 
 
@@ -161,6 +161,19 @@ def test_several_methods_are_compared_with_the_baseline(tmp_path):
     assert shown.index("| supervised") < shown.index("| vclipseg")
     assert "higher Dice" in shown
     assert "| none |" in shown
+
+
+def test_a_method_is_shown_beside_supervised(tmp_path):
+    grid = tmp_path / "la-1.25mm-methods"
+    for method, gain in (("supervised", 0.0), ("bcp", 0.1)):
+        scores = make_scores([0.5 + gain + 0.01 * n for n in range(7)])
+        facts = {"method": method, "settings_hash": method, "text": "", "preset": "robust"}
+        records.record(grid, [make_record(scores, **facts)], scores)
+    shown = readme.fill("<!-- method:bcp -->\n<!-- /method -->\n", tmp_path)
+    assert "| la, 4 labeled | robust | 1 | 0.630 (" in shown
+    assert "| +0.100 (+0.100 to +0.100) | 0.016 |" in shown
+    assert "supervised |" not in shown.replace("Minus supervised |", "")
+    assert "Not measured" in readme.fill("<!-- method:caml -->\n<!-- /method -->\n", tmp_path)
 
 
 def test_speed_is_shown_with_what_was_missed(tmp_path):
