@@ -106,8 +106,8 @@ def show_method(method: Path) -> str:
             *lines,
             "",
             "From the grids on the [benchmark](../benchmark.md) page and in the",
-            "[README](../../README.md#results): 8 filters, equal steps. Means over test cases and seeds, with",
-            "95% intervals over cases; p is Wilcoxon's, after Holm over the grid's methods.",
+            "[README](../../README.md#results): 8 filters, equal steps. Means over test cases and seeds,",
+            "with 95% intervals over cases; p is Wilcoxon's, after Holm over the grid's methods.",
             "",
         ]
     )
