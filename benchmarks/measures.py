@@ -26,7 +26,7 @@ from vclipseg.methods import method_class, preset
 from vclipseg.methods.base import Method, Task
 from vclipseg.metrics import score
 from vclipseg.networks.folding import fold_batchnorm
-from vclipseg.training import TrainSettings, make_fabric, start, train
+from vclipseg.training import TrainSettings, make_machine, start, train
 
 LEFT_ATRIA = (
     *((215, 140, 88), (175, 132, 88), (196, 148, 88), (209, 140, 88), (170, 136, 88)),
@@ -121,13 +121,13 @@ def step(sizes: Sizes) -> Figures:
 def step_seconds(sizes: Sizes, batch: Batch, settings: TrainSettings, precision: str) -> float:
     """Median seconds of a step of the project's loop."""
     settings = settings.model_copy(update={"precision": precision, "steps": sizes.repeats + 2})
-    fabric = make_fabric(settings)
+    machine = make_machine(settings)
     times = [time.perf_counter()]
     train(
-        start(make_method(sizes), settings, fabric),
+        start(make_method(sizes), settings, machine),
         lambda step: batch,
         settings,
-        fabric,
+        machine,
         lambda *_: times.append(time.perf_counter()),
     )
     return statistics.median(np.diff(times)[1:])
@@ -155,7 +155,7 @@ def waiting(sizes: Sizes) -> Figures:
     )
     making = statistics.median(timed(lambda k=k: sampler.batch(k)) for k in range(5))
     settings = TrainSettings(steps=sizes.repeats + 3)
-    fabric = make_fabric(settings)
+    machine = make_machine(settings)
     waits: list[float] = []
     times = [time.perf_counter()]
 
@@ -167,8 +167,8 @@ def waiting(sizes: Sizes) -> Figures:
             waits.append(time.perf_counter() - began)
             return batch
 
-        state = start(make_method(sizes), settings, fabric)
-        train(state, batch_at, settings, fabric, lambda *_: times.append(time.perf_counter()))
+        state = start(make_method(sizes), settings, machine)
+        train(state, batch_at, settings, machine, lambda *_: times.append(time.perf_counter()))
     share = 100 * sum(waits[1:]) / (times[-1] - times[1])
     return Figures(None, share, share, f"a batch takes {1000 * making:.0f} ms to make")
 
@@ -310,10 +310,10 @@ def our_step_child(sizes: Sizes) -> dict[str, float]:
         precision="bf16",
         save_memory=True,
     )
-    fabric, batch = make_fabric(settings), make_batch(sizes)
-    state = start(make_method(sizes), settings, fabric)
+    machine, batch = make_machine(settings), make_batch(sizes)
+    state = start(make_method(sizes), settings, machine)
     began = time.perf_counter()
-    train(state, lambda step: batch, settings, fabric)
+    train(state, lambda step: batch, settings, machine)
     return {"gib": peak_gib(), "seconds": (time.perf_counter() - began) / 2}
 
 

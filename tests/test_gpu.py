@@ -19,7 +19,7 @@ from vclipseg.data.volume import read_image
 from vclipseg.experiment import new_run, train_run
 from vclipseg.inference import load
 from vclipseg.methods import METHODS
-from vclipseg.training import make_fabric, start
+from vclipseg.training import make_machine, start
 
 DEVICE = os.environ.get("VCLIPSEG_TEST_DEVICE", "")
 pytestmark = pytest.mark.skipif(not DEVICE, reason="VCLIPSEG_TEST_DEVICE names no device")
@@ -57,7 +57,7 @@ def test_a_run_goes_on_from_a_checkpoint(name, tmp_path):
             save_state(tmp_path / "last.pt", state.state_dict())
 
     unbroken = fit(build(name, steps=4), settings, on_step=save_half)
-    state = start(build(name, steps=4, seed=1), settings, make_fabric(settings))
+    state = start(build(name, steps=4, seed=1), settings, make_machine(settings))
     state.load_state_dict(load_state(tmp_path / "last.pt"))
     resumed = fit(state.method, settings, state=state)
     for key, weights in unbroken.weights().items():

@@ -18,7 +18,7 @@ from vclipseg.training import (
     NonFiniteLossError,
     TrainSettings,
     learning_rate,
-    make_fabric,
+    make_machine,
     start,
     train,
 )
@@ -166,7 +166,7 @@ def test_weights_that_count_in_the_end(weights):
 def test_average_of_a_teachers_method_leaves_the_teacher_out():
     method = build("vclipseg", "robust", teacher_decay=0.9)
     settings = fast(steps=1)
-    state = start(method, settings, make_fabric(settings))
+    state = start(method, settings, make_machine(settings))
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
     assert trained <= set(state.average)
     teacher = {name for name, _ in method.teacher.named_parameters(prefix="teacher")}
@@ -179,7 +179,7 @@ def test_average_leaves_memories_out(name):
     """What is read in training only, and is not trained, need not be averaged."""
     method = build(name, "robust")
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
-    average = set(start(method, fast(steps=1), make_fabric(fast(steps=1))).average)
+    average = set(start(method, fast(steps=1), make_machine(fast(steps=1))).average)
     assert trained <= average
     others = [name for name in average - trained if name.startswith(method.training_only)]
     assert others == []
@@ -216,10 +216,10 @@ def test_random_draws_are_seeded_by_seed_and_step():
 
     def draws(seed, first=0):
         method, settings = Noisy(), fast(steps=4, seed=seed)
-        state = start(method, settings, make_fabric(settings))
+        state = start(method, settings, make_machine(settings))
         state.step = first
         torch.rand(5)  # what came before does not matter
-        train(state, pull_to(np.zeros(4)), settings, make_fabric(settings))
+        train(state, pull_to(np.zeros(4)), settings, make_machine(settings))
         return [call for call in method.calls if isinstance(call, float)]
 
     assert draws(1) == draws(1) != draws(2)
@@ -236,14 +236,14 @@ def test_nothing_is_done_after_the_last_step():
 
 def test_what_on_step_raises_ends_the_training():
     method, settings = Spring(), fast(steps=5)
-    state = start(method, settings, make_fabric(settings))
+    state = start(method, settings, make_machine(settings))
 
     def stop(state, loss):
         if state.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(state, pull_to(np.zeros(5)), settings, make_fabric(settings), stop)
+        train(state, pull_to(np.zeros(5)), settings, make_machine(settings), stop)
     assert state.step == 2
     assert method.calls[-1][:2] == ("after", 1)
 
@@ -258,9 +258,9 @@ def test_a_loss_that_is_not_finite_names_its_term(bad):
             return loss
 
     method, settings = Broken(), fast(steps=5)
-    state = start(method, settings, make_fabric(settings))
+    state = start(method, settings, make_machine(settings))
     with pytest.raises(NonFiniteLossError, match=rf"step 2.*pull=.*culprit={bad:g}") as error:
-        train(state, pull_to(np.zeros(5)), settings, make_fabric(settings))
+        train(state, pull_to(np.zeros(5)), settings, make_machine(settings))
     assert "train.lr" in str(error.value)
     assert isinstance(error.value, VclipsegError)
     assert math.isfinite(method.weight.item())
@@ -324,7 +324,7 @@ def logged(folder, settings, stop=None):
     def begin(make):
         nonlocal state
         method = make()
-        state = start(method, settings, make_fabric(settings))
+        state = start(method, settings, make_machine(settings))
         content = load_state(state_file) if state_file.is_file() else None
         log = RunLog(folder, content["step"] if content else 0)
         if content:
@@ -344,7 +344,7 @@ def logged(folder, settings, stop=None):
             return batch_for(method, step, step=step)
 
         try:
-            train(state, batch_at, settings, make_fabric(settings), on_step)
+            train(state, batch_at, settings, make_machine(settings), on_step)
         except KeyboardInterrupt:
             assert state.step == stop
         log.close()
@@ -381,7 +381,7 @@ def test_a_resumed_run_equals_an_unbroken_one_in_bfloat16(tmp_path):
     settings = fast(steps=3, precision="bf16")
 
     def trained(first, method):
-        state = start(method, settings, make_fabric(settings))
+        state = start(method, settings, make_machine(settings))
         if first:
             state.load_state_dict(load_state(tmp_path / "last.pt"))
 
