@@ -24,7 +24,6 @@ from vclipseg.data.volume import Volume
 from vclipseg.inference import Predictor, PredictSettings
 from vclipseg.methods import method_class, preset
 from vclipseg.methods.base import Method, Task
-from vclipseg.metrics import score
 from vclipseg.networks.folding import fold_batchnorm
 from vclipseg.training import TrainSettings, make_machine, start, train
 
@@ -257,6 +256,8 @@ def predict_windows(sizes: Sizes) -> Figures:
 
 def metrics(sizes: Sizes) -> Figures:
     """Ellipsoids against shifted ones of other size."""
+    from vclipseg.metrics import score
+
     pairs = []
     for shape in sizes.scans:
         grid = np.indices(shape, dtype=np.float32) / np.array(shape).reshape(3, 1, 1, 1) - 0.5
