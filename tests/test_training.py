@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from vclipseg.training import (
     TrainSettings,
     learning_rate,
     make_machine,
+    require_finite,
     start,
     train,
 )
@@ -284,11 +286,44 @@ def test_a_broken_image_names_the_terms_of_a_real_method():
         {"optimizer": "adam"},
         {"step": 5},
         {"patch": (1, 2)},
+        {"save_memory": True, "compile": "on"},
     ],
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(ValueError):
         TrainSettings(**wrong)
+
+
+# Compiled networks and losses that are looked at later
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler
+def test_compiled_networks_learn_the_same():
+    if not any(map(shutil.which, ("g++", "c++", "clang++"))):
+        pytest.skip("no C++ compiler")
+    plain, compiled = (
+        fit(build("vclipseg", "robust", filters=2), fast(steps=3, compile=c)) for c in ("off", "on")
+    )
+    for key, weights in plain.weights().items():
+        torch.testing.assert_close(compiled.weights()[key], weights, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("done", "read"), [(1, False), (3, True), (5, True), (6, True), (7, False), (8, True)]
+)
+def test_losses_are_looked_at_before_they_are_logged_or_saved(done, read):
+    settings = fast(steps=8, log_every=3, checkpoint_every=5)
+    assert settings.is_read_after(done) == read
+
+
+def test_the_first_loss_of_several_that_is_not_finite_is_named():
+    def loss(value):
+        return Loss(pull=Term(0.5, torch.tensor(1.0)), culprit=Term(1.0, torch.tensor(value)))
+
+    require_finite([(4, loss(1.0)), (5, loss(2.0))])
+    with pytest.raises(NonFiniteLossError, match=r"step 5: .*pull=1, culprit=nan"):
+        require_finite([(4, loss(1.0)), (5, loss(math.nan)), (6, loss(math.inf))])
 
 
 # Stopping and going on

@@ -222,7 +222,7 @@ def train(
         if machine.device.type == "cpu" or settings.is_read_after(step + 1):
             require_finite(unseen)
             unseen.clear()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         average_gradients(trained)
         optimizer.step()
         method.after_step(step)
@@ -262,7 +262,10 @@ def follow(state: TrainState, decay: float) -> None:
 
 def detached(loss: Loss) -> Loss:
     """Its terms without their gradients."""
-    return Loss(**{name: Term(weight, value.detach()) for name, (weight, value) in loss.items()})
+    terms = Loss()
+    for name, (weight, value) in loss.items():
+        terms[name] = Term(weight, value.detach())
+    return terms
 
 
 def require_finite(losses: list[tuple[int, Loss]]) -> None:

@@ -175,6 +175,10 @@ def _cut(array: A, start: Box, patch: Box) -> A:
     """A copy of the patch; beyond the volume its border is repeated."""
     if isinstance(array, Tensor):
         return _cut_tensor(array, start, patch)
+    return _cut_array(array, start, patch)
+
+
+def _cut_array(array: np.ndarray, start: Box, patch: Box) -> np.ndarray:
     shape = array.shape[-3:]
     axes = list(zip(start, patch, shape, strict=True))
     inner: Any = (..., *(slice(max(s, 0), min(s + p, n)) for s, p, n in axes))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,8 +139,8 @@ class PatchSampler:
         """The batches of steps `first_step` to `steps` - 1."""
         return (self.batch(step) for step in range(first_step, steps))
 
-    def _place(self, parameters: Parameters, name: str, array: np.ndarray) -> np.ndarray | Tensor:
-        """The patch of a volume, where volumes are cut."""
+    def _place(self, parameters: Parameters, name: str, array: np.ndarray) -> Any:
+        """The patch of a volume, an array or a tensor where volumes are cut."""
         if self.resident is None:
             return place(parameters, array)
         return place(parameters, self.resident(name, array))
@@ -163,8 +164,8 @@ class PatchSampler:
         return chosen
 
 
-def stack(patches: Sequence[np.ndarray] | Sequence[Tensor]) -> Tensor:
-    """Patches of one size, one after the other along a new first axis."""
+def stack(patches: Sequence[Any]) -> Tensor:
+    """Patches of one size, arrays or tensors, one after the other along a new first axis."""
     return torch.stack([torch.as_tensor(patch) for patch in patches])
 
 

@@ -172,7 +172,7 @@ def follow(pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> None:
     """Let m <- (1 - s) m + s w for each pair (m, w), in one call on a GPU; whole numbers are copied."""
     floating = [(m, w) for m, w in pairs if m.is_floating_point()]
     if floating:
-        torch._foreach_lerp_(*map(list, zip(*floating, strict=True)), share)
+        torch._foreach_lerp_([m for m, _ in floating], [w for _, w in floating], share)
     for m, w in pairs:
         if not m.is_floating_point():
             m.copy_(w)
