@@ -6,7 +6,8 @@
     vclipseg evaluate away/run
 
 `pack` makes the run folder away/run and, beside it, what the training reads. `train` needs the rest of `away`
-and this repository, nothing is installed there; when its minutes are over it has saved what it needs to go on.
+and this repository, installed or not (PYTHONPATH=src); when its minutes are over, it has saved what it needs
+to go on.
 `finish` puts the model into the run folder, which is then one like any other.
 """
 

@@ -1,4 +1,4 @@
-"""What runs on a GPU's machine needs torch, numpy, pydantic and nothing else, and does what a run here does."""
+"""What runs on a GPU's machine needs torch, numpy and pydantic alone, and does what a run here does."""
 
 from __future__ import annotations
 

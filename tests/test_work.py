@@ -37,7 +37,9 @@ def passes(*modules):
 
     def note(rows, args):
         (given,) = args
-        rows.append(len(given if isinstance(given, torch.Tensor) else given[0]))  # maps of a decoder
+        rows.append(
+            len(given if isinstance(given, torch.Tensor) else given[0])
+        )  # maps of a decoder
 
     hooks = [
         module.register_forward_hook(lambda m, args, out, rows=rows: note(rows, args))
@@ -259,7 +261,9 @@ def test_a_batch_copies_each_patch_a_fixed_number_of_times():
     )
     sampler.batch(0)
     images = 4 * 32**3 * 4
-    assert peak_bytes(lambda: sampler.batch(1)) < 1.5 * images  # those that torch stacks come on top
+    assert (
+        peak_bytes(lambda: sampler.batch(1)) < 1.5 * images
+    )  # those that torch stacks come on top
 
 
 # Metrics

@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 
-
 @dataclass(frozen=True, eq=False)
 class Volume:
     """An image `(C, X, Y, Z)` or labels `(X, Y, Z)`, and where its voxels are.
