@@ -63,8 +63,8 @@ class TrainSettings(Settings):
     """Of the convolutions: "auto" is bf16 where the machine computes it in hardware. Weights, losses and
     averages are float32 always."""
     save_memory: bool = False
-    """Compute the stages of the networks again in backward instead of storing them: less than half of the
-    memory, about a third more time, the same result up to rounding."""
+    """Compute the stages of the networks again in backward instead of storing them: less than half of what
+    is stored, a third more work, the same result up to rounding."""
     resident: Literal["auto", "always", "never"] = "auto"
     """Hold the prepared volumes on the device that trains, and cut and change patches there; "auto" does so
     on a GPU. Volumes beyond half of its free memory are sent there each time."""
@@ -136,6 +136,7 @@ def make_machine(settings: TrainSettings) -> Machine:
     device = default_device()
     if device.type == "cuda":
         device = torch.device("cuda", local_rank())
+        torch.backends.cudnn.benchmark = True  # all patches are of one size
     return Machine(device, resolve_precision(settings.precision, device.type))
 
 

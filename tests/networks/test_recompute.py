@@ -8,7 +8,12 @@ import torch
 from toy import RECIPES, batch_for, build, fast, fit
 from vclipseg.networks.vnet import Staged, recompute
 
-MAINS = [(name, preset) for name, preset in RECIPES if preset == "robust"]
+QUICK = ("vclipseg", "caussl")
+MAINS = [
+    pytest.param(*recipe, id=recipe[0], marks=() if recipe[0] in QUICK else pytest.mark.slow)
+    for recipe in RECIPES
+    if recipe[1] == "robust"
+]
 
 
 def gradients(name, preset, saving, **settings):
@@ -22,7 +27,7 @@ def gradients(name, preset, saving, **settings):
     return loss.total.detach(), grads, dict(method.named_buffers())
 
 
-@pytest.mark.parametrize(("name", "preset"), MAINS, ids=[name for name, _ in MAINS])
+@pytest.mark.parametrize(("name", "preset"), MAINS)
 def test_the_result_is_the_same(name, preset):
     (loss, grads, buffers), (loss_again, grads_again, buffers_again) = (
         gradients(name, preset, saving) for saving in (False, True)
@@ -72,6 +77,7 @@ def test_training_says_so_and_takes_it_back():
     assert not any(m.recompute for m in state.method.modules() if isinstance(m, Staged))
 
 
+@pytest.mark.slow
 def test_a_run_that_saves_memory_equals_one_that_does_not():
     plain, saving = (fit(build(), fast(steps=3, save_memory=s)) for s in (False, True))
     for key, weights in plain.weights().items():
