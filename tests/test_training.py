@@ -298,6 +298,20 @@ def test_settings_are_checked(wrong):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_are_compiled_in_one_piece(precision):
+    """A graph without a break; how it is then made quick is the compiler's affair."""
+    method = build("vclipseg", "robust")
+    images = batch_for(method, size=32).images
+    torch._dynamo.reset()
+    for network in (method.network, method.teacher):
+        whole = torch.compile(network, backend="eager", fullgraph=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = whole(images).logits
+        assert all(torch.isfinite(z).all() for z in logits)
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler
 def test_compiled_networks_learn_the_same():
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):

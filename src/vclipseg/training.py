@@ -19,8 +19,7 @@ from torch import Tensor
 from vclipseg.data.batch import Batch
 from vclipseg.device import Machine, default_device, require_compiler, resolve_precision
 from vclipseg.errors import VclipsegError
-from vclipseg.methods.base import Ema, Loss, Method, Term
-from vclipseg.methods.base import follow as let_follow
+from vclipseg.methods.base import Ema, Loss, Method, Term, let_follow
 from vclipseg.networks.vnet import recompute
 from vclipseg.ranks import across, average_gradients, local_rank, mean, own_draws
 from vclipseg.settings import Settings

@@ -156,7 +156,7 @@ class Ema(nn.Module):
         """One step of the average; `step` counts from 0, and the first makes an exact copy."""
         keep = min(1 - 1 / (step + 1), self.decay)
         pairs = zip(self._followed(self.network), self._followed(student), strict=True)
-        follow(list(pairs), 1 - keep)
+        let_follow(list(pairs), 1 - keep)
 
     def _followed(self, network: nn.Module) -> list[Tensor]:
         return [*network.parameters(), *(network.buffers() if self.buffers_too else ())]
@@ -168,7 +168,7 @@ class Ema(nn.Module):
 
 
 @torch.no_grad()
-def follow(pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> None:
+def let_follow(pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> None:
     """Let m <- (1 - s) m + s w for each pair (m, w), in one call on a GPU; whole numbers are copied."""
     floating = [(m, w) for m, w in pairs if m.is_floating_point()]
     if floating:
