@@ -30,10 +30,10 @@ dev: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 
-# Of it what runs on a GPU, after the tests of that.
+# Step, prediction and memory on a GPU beside eager float32 there, after the tests of what runs on one.
 bench-gpu: $(READY)
 	VCLIPSEG_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/test_gpu.py
-	$(BIN)/python benchmarks/speed.py --only step --only data --only predict --only windows
+	$(BIN)/python benchmarks/gpu.py --record results/speed-gpu.json
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -12,10 +12,8 @@ import itertools
 import math
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
-from medpy.metric import binary
 from torch import Tensor, nn
 
 from vclipseg.methods.base import Method
@@ -43,6 +41,8 @@ def read_patch(
     path: Path, patch: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """A patch (X, Y, Z) of image and label: read, turn, flip, pad and cut the whole case."""
+    import h5py
+
     with h5py.File(path, "r") as file:
         arrays = [file["image"][:], file["label"][:].astype(np.uint8)]
     turns, axis = int(rng.integers(4)), int(rng.integers(2))
@@ -91,6 +91,8 @@ def predict(
 
 def measure(prediction: np.ndarray, label: np.ndarray) -> tuple[float, float, float, float]:
     """Dice, Jaccard, 95HD and ASD in voxels."""
+    from medpy.metric import binary
+
     return (
         binary.dc(prediction, label),
         binary.jc(prediction, label),

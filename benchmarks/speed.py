@@ -80,7 +80,7 @@ def main() -> None:
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
         print(describe(rows[-1]), flush=True)
     if arguments.record:
-        write(arguments.record, rows)
+        write(arguments.record, rows, [row.name for row in ROWS.values()])
 
 
 def line(row: Row, figures: Figures, threads: int) -> dict:
@@ -108,15 +108,14 @@ def describe(row: dict) -> str:
     )
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    """Put rows into the record, in the table's order."""
+def write(path: Path, rows: list[dict], order: list[str]) -> None:
+    """Put rows into the record, in that order of names."""
     known = (
         {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
         if path.is_file()
         else {}
     )
     known |= {row["name"]: row for row in rows}
-    order = [row.name for row in ROWS.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps([known[name] for name in order if name in known], indent=2) + "\n",

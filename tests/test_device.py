@@ -11,8 +11,10 @@ from vclipseg.device import (
     available_memory,
     default_device,
     has_fast_bf16,
+    require_compiler,
     resolve_precision,
 )
+from vclipseg.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +57,17 @@ def test_this_machine():
     found = default_device()
     assert found.type == ("cuda" if torch.cuda.is_available() else found.type)
     assert available_memory(torch.device("cpu")) > 0
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "a-compiler-that-is-not-there")
+    with pytest.raises(UsageError, match=r"C\+\+ compiler .a-compiler.*train.compile to off"):
+        require_compiler(torch.device("cpu"))
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="nor the package triton"):
+        require_compiler(torch.device("cuda"))
+
+
+def test_a_compiler_that_is_there_will_do(monkeypatch):
+    monkeypatch.setattr(device.shutil, "which", lambda name: "g++")
+    require_compiler(torch.device("cpu"))

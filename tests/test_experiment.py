@@ -280,13 +280,13 @@ def stop_at(monkeypatch):
     real = experiment.train
 
     def arrange(step, number):
-        def train(state, batch_at, settings, fabric, on_step):
+        def train(state, batch_at, settings, machine, on_step):
             def stopping(state, loss):
                 if state.step == step:
                     os.kill(os.getpid(), number)
                 on_step(state, loss)
 
-            real(state, batch_at, settings, fabric, stopping)
+            real(state, batch_at, settings, machine, stopping)
 
         monkeypatch.setattr(experiment, "train", train)
 

@@ -15,11 +15,14 @@ from toy import RECIPES, TINY, batch_for, build, fast, fit
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.config import load_experiment
 from vclipseg.console import Console
+from vclipseg.data.augment import AugmentSettings
+from vclipseg.data.batch import PatchSampler
+from vclipseg.data.resident import Resident
 from vclipseg.data.volume import read_image
 from vclipseg.experiment import new_run, train_run
 from vclipseg.inference import load
 from vclipseg.methods import METHODS
-from vclipseg.training import make_fabric, start
+from vclipseg.training import make_machine, start, train
 
 DEVICE = os.environ.get("VCLIPSEG_TEST_DEVICE", "")
 pytestmark = pytest.mark.skipif(not DEVICE, reason="VCLIPSEG_TEST_DEVICE names no device")
@@ -57,11 +60,58 @@ def test_a_run_goes_on_from_a_checkpoint(name, tmp_path):
             save_state(tmp_path / "last.pt", state.state_dict())
 
     unbroken = fit(build(name, steps=4), settings, on_step=save_half)
-    state = start(build(name, steps=4, seed=1), settings, make_fabric(settings))
+    state = start(build(name, steps=4, seed=1), settings, make_machine(settings))
     state.load_state_dict(load_state(tmp_path / "last.pt"))
     resumed = fit(state.method, settings, state=state)
     for key, weights in unbroken.weights().items():
         torch.testing.assert_close(resumed.weights()[key], weights, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("preset_name", ["robust", "faithful"])
+def test_a_step_waits_for_nothing(preset_name):
+    """Patches are cut from volumes on the GPU, and nothing is read back until a row of the log."""
+    if DEVICE != "cuda":
+        pytest.skip("of a GPU")
+    method, settings = build("vclipseg", preset_name, steps=9), fast(steps=9, log_every=9)
+    machine = make_machine(settings)
+    rng = np.random.default_rng(0)
+    images = {name: rng.standard_normal((1, 24, 20, 18), dtype=np.float32) for name in "abcd"}
+    sampler = PatchSampler(
+        image=images.__getitem__,
+        labels=lambda name: (images[name][0] > 1).astype(np.uint8),
+        labeled="ab",
+        unlabeled="cd",
+        patch=(16, 16, 16),
+        patches=method.patches_at,
+        augment=AugmentSettings(rotate_flip=True, intensity=0.3),
+        seed=0,
+        resident=Resident(machine.device, 2**30),
+    )
+    state = start(method, settings, machine)
+
+    def on_step(state, loss):
+        torch.cuda.set_sync_debug_mode("error" if 2 < state.step < 8 else "default")
+
+    try:
+        train(state, sampler.batch, settings, machine, on_step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.step == 9
+
+
+@pytest.mark.parametrize("compile", ["on", "graphs"])
+def test_compiled_networks_learn_the_same(compile):
+    if DEVICE != "cuda":
+        pytest.skip("of a GPU")
+    plain, compiled = (fit(build(), fast(steps=6, compile=c)) for c in ("off", compile))
+    for key, weights in plain.weights().items():
+        torch.testing.assert_close(compiled.weights()[key], weights, atol=0.02, rtol=0.02)
+
+
+def test_a_run_that_saves_memory_equals_one_that_does_not():
+    plain, saving = (fit(build(), fast(steps=3, save_memory=s)) for s in (False, True))
+    for key, weights in plain.weights().items():
+        torch.testing.assert_close(saving.weights()[key], weights, atol=0.02, rtol=0.02)
 
 
 def test_a_run_from_scan_to_mask(tiny_data, tmp_path, monkeypatch):

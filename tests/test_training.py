@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from vclipseg.training import (
     NonFiniteLossError,
     TrainSettings,
     learning_rate,
-    make_fabric,
+    make_machine,
+    require_finite,
     start,
     train,
 )
@@ -166,7 +168,7 @@ def test_weights_that_count_in_the_end(weights):
 def test_average_of_a_teachers_method_leaves_the_teacher_out():
     method = build("vclipseg", "robust", teacher_decay=0.9)
     settings = fast(steps=1)
-    state = start(method, settings, make_fabric(settings))
+    state = start(method, settings, make_machine(settings))
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
     assert trained <= set(state.average)
     teacher = {name for name, _ in method.teacher.named_parameters(prefix="teacher")}
@@ -179,7 +181,7 @@ def test_average_leaves_memories_out(name):
     """What is read in training only, and is not trained, need not be averaged."""
     method = build(name, "robust")
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
-    average = set(start(method, fast(steps=1), make_fabric(fast(steps=1))).average)
+    average = set(start(method, fast(steps=1), make_machine(fast(steps=1))).average)
     assert trained <= average
     others = [name for name in average - trained if name.startswith(method.training_only)]
     assert others == []
@@ -216,10 +218,10 @@ def test_random_draws_are_seeded_by_seed_and_step():
 
     def draws(seed, first=0):
         method, settings = Noisy(), fast(steps=4, seed=seed)
-        state = start(method, settings, make_fabric(settings))
+        state = start(method, settings, make_machine(settings))
         state.step = first
         torch.rand(5)  # what came before does not matter
-        train(state, pull_to(np.zeros(4)), settings, make_fabric(settings))
+        train(state, pull_to(np.zeros(4)), settings, make_machine(settings))
         return [call for call in method.calls if isinstance(call, float)]
 
     assert draws(1) == draws(1) != draws(2)
@@ -236,14 +238,14 @@ def test_nothing_is_done_after_the_last_step():
 
 def test_what_on_step_raises_ends_the_training():
     method, settings = Spring(), fast(steps=5)
-    state = start(method, settings, make_fabric(settings))
+    state = start(method, settings, make_machine(settings))
 
     def stop(state, loss):
         if state.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(state, pull_to(np.zeros(5)), settings, make_fabric(settings), stop)
+        train(state, pull_to(np.zeros(5)), settings, make_machine(settings), stop)
     assert state.step == 2
     assert method.calls[-1][:2] == ("after", 1)
 
@@ -258,9 +260,9 @@ def test_a_loss_that_is_not_finite_names_its_term(bad):
             return loss
 
     method, settings = Broken(), fast(steps=5)
-    state = start(method, settings, make_fabric(settings))
+    state = start(method, settings, make_machine(settings))
     with pytest.raises(NonFiniteLossError, match=rf"step 2.*pull=.*culprit={bad:g}") as error:
-        train(state, pull_to(np.zeros(5)), settings, make_fabric(settings))
+        train(state, pull_to(np.zeros(5)), settings, make_machine(settings))
     assert "train.lr" in str(error.value)
     assert isinstance(error.value, VclipsegError)
     assert math.isfinite(method.weight.item())
@@ -284,11 +286,58 @@ def test_a_broken_image_names_the_terms_of_a_real_method():
         {"optimizer": "adam"},
         {"step": 5},
         {"patch": (1, 2)},
+        {"save_memory": True, "compile": "on"},
     ],
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(ValueError):
         TrainSettings(**wrong)
+
+
+# Compiled networks and losses that are looked at later
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_are_compiled_in_one_piece(precision):
+    """A graph without a break; how it is then made quick is the compiler's affair."""
+    method = build("vclipseg", "robust")
+    images = batch_for(method, size=32).images
+    torch._dynamo.reset()
+    for network in (method.network, method.teacher):
+        whole = torch.compile(network, backend="eager", fullgraph=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = whole(images).logits
+        assert all(torch.isfinite(z).all() for z in logits)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler
+def test_compiled_networks_learn_the_same():
+    if not any(map(shutil.which, ("g++", "c++", "clang++"))):
+        pytest.skip("no C++ compiler")
+    plain, compiled = (
+        fit(build("vclipseg", "robust", filters=2), fast(steps=3, compile=c)) for c in ("off", "on")
+    )
+    for key, weights in plain.weights().items():
+        torch.testing.assert_close(compiled.weights()[key], weights, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("done", "read"), [(1, False), (3, True), (5, True), (6, True), (7, False), (8, True)]
+)
+def test_losses_are_looked_at_before_they_are_logged_or_saved(done, read):
+    settings = fast(steps=8, log_every=3, checkpoint_every=5)
+    assert settings.is_read_after(done) == read
+
+
+def test_the_first_loss_of_several_that_is_not_finite_is_named():
+    def loss(value):
+        return Loss(pull=Term(0.5, torch.tensor(1.0)), culprit=Term(1.0, torch.tensor(value)))
+
+    require_finite([(4, loss(1.0)), (5, loss(2.0))])
+    with pytest.raises(NonFiniteLossError, match=r"step 5: .*pull=1, culprit=nan"):
+        require_finite([(4, loss(1.0)), (5, loss(math.nan)), (6, loss(math.inf))])
 
 
 # Stopping and going on
@@ -324,7 +373,7 @@ def logged(folder, settings, stop=None):
     def begin(make):
         nonlocal state
         method = make()
-        state = start(method, settings, make_fabric(settings))
+        state = start(method, settings, make_machine(settings))
         content = load_state(state_file) if state_file.is_file() else None
         log = RunLog(folder, content["step"] if content else 0)
         if content:
@@ -344,7 +393,7 @@ def logged(folder, settings, stop=None):
             return batch_for(method, step, step=step)
 
         try:
-            train(state, batch_at, settings, make_fabric(settings), on_step)
+            train(state, batch_at, settings, make_machine(settings), on_step)
         except KeyboardInterrupt:
             assert state.step == stop
         log.close()
@@ -381,7 +430,7 @@ def test_a_resumed_run_equals_an_unbroken_one_in_bfloat16(tmp_path):
     settings = fast(steps=3, precision="bf16")
 
     def trained(first, method):
-        state = start(method, settings, make_fabric(settings))
+        state = start(method, settings, make_machine(settings))
         if first:
             state.load_state_dict(load_state(tmp_path / "last.pt"))
 

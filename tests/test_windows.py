@@ -75,3 +75,17 @@ def test_gaussian_weights():
 def test_batched():
     assert batched([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
     assert batched([], 2) == []
+
+
+def test_slabs_of_a_tensor_are_those_of_an_array():
+    import torch
+
+    image = np.random.default_rng(0).standard_normal((2, 13, 9, 5), dtype=np.float32)
+    how = ((6, 4, 5), (3, 2, 5), "gaussian", 3)
+    expected = list(slabs(image, lambda windows: windows[:, :1] ** 2, *how))
+    found = slabs(
+        torch.from_numpy(image), lambda w: w[:, :1] ** 2, *how, torch.from_numpy, torch.stack
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert isinstance(ours, torch.Tensor)
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vclipseg.data.batch import Batch
 from vclipseg.methods import METHODS, method_class, presets
 from vclipseg.methods.base import Loss, Method, Task
-from vclipseg.training import TrainSettings, TrainState, make_fabric, start, train
+from vclipseg.training import TrainSettings, TrainState, make_machine, start, train
 
 NAMES = ("background", "organ", "vessel", "bone")
 LATE = 10**6  # a step after every ramp
@@ -118,13 +118,13 @@ def fit(
     state: TrainState | None = None,
 ) -> TrainState:
     """Train on balls, a new batch each step, and give the state back."""
-    fabric = make_fabric(settings)
-    state = state or start(method, settings, fabric)
+    machine = make_machine(settings)
+    state = state or start(method, settings, machine)
     train(
         state,
         batch_at or (lambda step: batch_for(method, step, step=step)),
         settings,
-        fabric,
+        machine,
         on_step,
     )
     return state

@@ -1,4 +1,7 @@
-"""Checkpoints: atomic, versioned, and loaded without running anybody's pickled code."""
+"""Checkpoints: atomic, versioned, and loaded without running anybody's pickled code.
+
+The format of models is imported where one is read or written: training needs torch alone.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from vclipseg.errors import DataError, UsageError
@@ -44,6 +45,8 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def save_model(path: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write weights and, in the same file, the JSON that says how to use them."""
+    from safetensors.torch import save
+
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     metadata = {
         "format": "vclipseg",
@@ -63,6 +66,8 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such model")
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

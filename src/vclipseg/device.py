@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from vclipseg.errors import UsageError
 from vclipseg.windows import free_memory
 
 
@@ -40,6 +45,35 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that runs convolutions in `precision`."""
     enabled = resolve_precision(precision, device.type) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes, and in which precision its convolutions do."""
+
+    device: torch.device
+    precision: str  # as `resolve_precision` gives it
+
+    def autocast(self) -> torch.autocast:
+        """The context of the forward pass."""
+        return autocast(self.device, self.precision)
+
+
+def require_compiler(device: torch.device) -> None:
+    """What `torch.compile` needs on a device.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
+    missing = [] if any(map(shutil.which, names)) else [f"a C++ compiler ({' or '.join(names)})"]
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing.append("the package triton")
+    if missing:
+        raise UsageError(
+            f"train.compile: this machine has not {' nor '.join(missing)}; install it, or set "
+            "train.compile to off"
+        )
 
 
 def available_memory(device: torch.device) -> int:

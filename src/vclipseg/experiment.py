@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from vclipseg.checkpoint import load_model, load_state, save_model, save_state
 from vclipseg.config import Experiment
@@ -21,7 +20,8 @@ from vclipseg.data.batch import PatchSampler, made_ahead
 from vclipseg.data.cache import PreparedCases, prepare, training_cases
 from vclipseg.data.datasets import Dataset, Split, open_dataset, split_cases
 from vclipseg.data.plan import Plan, make_plan
-from vclipseg.device import is_out_of_memory
+from vclipseg.data.resident import Resident
+from vclipseg.device import Machine, available_memory, is_out_of_memory
 from vclipseg.errors import OutOfMemory, Stopped, UsageError
 from vclipseg.evaluation import EvaluateSettings, evaluate, summarize, write_scores
 from vclipseg.inference import PredictSettings, load
@@ -31,7 +31,7 @@ from vclipseg.ranks import count, highest, is_first, launched, local_count, rank
 from vclipseg.runlog import RunLog
 from vclipseg.runs import Prepared, Run, refuse_run
 from vclipseg.scores import Protocol
-from vclipseg.training import TrainState, make_fabric, start, train
+from vclipseg.training import TrainSettings, TrainState, make_machine, start, train
 
 SMALL = 100
 """Up to so many cases are prepared in this process: starting others takes longer."""
@@ -148,8 +148,8 @@ def train_run(
     require_ranks(run)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    fabric = make_fabric(settings)
-    state, log = last_state(run, fabric, console)
+    machine = make_machine(settings)
+    state, log = last_state(run, machine, console)
     title = f"train {run.experiment.method_name}"
     with stop_signals() as stopped, console.bar(title, settings.steps, state.step) as advance:
 
@@ -176,25 +176,25 @@ def train_run(
                     130 if stop == signal.SIGINT else 75,
                 )
 
-        sampler = make_sampler(run, state.method, cases)
+        sampler = make_sampler(run, state.method, cases, machine.device)
         with (
             memory_errors_explained(run.experiment),
             made_ahead(sampler.batch, settings.steps) as batch_at,
         ):
-            train(state, batch_at, settings, fabric, on_step)
+            train(state, batch_at, settings, machine, on_step)
     log.close()
     if is_first():
         save_model(run.model_path, state.model(), run.model_description())
 
 
-def last_state(run: Run, fabric: Fabric, console: Console) -> tuple[TrainState, RunLog]:
+def last_state(run: Run, machine: Machine, console: Console) -> tuple[TrainState, RunLog]:
     """State and log as the last checkpoint holds them, or those before the first step."""
     settings = run.experiment.train
     saved = load_state(run.state_path) if run.state_path.is_file() else None
     method = run.make_method()
     if settings.init_from and not saved:
         console.note(start_from_run(method, Path(settings.init_from)))
-    state = start(method, settings, fabric)
+    state = start(method, settings, machine)
     if saved:
         state.load_state_dict(saved)
     log = RunLog(run.folder, state.step, settings.tensorboard)
@@ -259,7 +259,9 @@ def start_from_run(method: Method, folder: Path) -> str:
     return f"starts from {folder}: {len(taken)} of {len(weights)} weights"
 
 
-def make_sampler(run: Run, method: Method, cases: PreparedCases) -> PatchSampler:
+def make_sampler(
+    run: Run, method: Method, cases: PreparedCases, device: torch.device
+) -> PatchSampler:
     """The patches of a run; they are a function of its seed."""
     experiment = run.experiment
     return PatchSampler(
@@ -273,7 +275,14 @@ def make_sampler(run: Run, method: Method, cases: PreparedCases) -> PatchSampler
         seed=experiment.train.seed,
         rank=rank(),
         ranks=count(),
+        resident=make_resident(experiment.train, device),
     )
+
+
+def make_resident(settings: TrainSettings, device: torch.device) -> Resident | None:
+    """Where patches are cut, if not in memory."""
+    asked = {"auto": device.type == "cuda", "always": True, "never": False}
+    return Resident(device, available_memory(device) // 2) if asked[settings.resident] else None
 
 
 def held_in_memory(

@@ -80,7 +80,7 @@ class Predictor:
             return restore_mask(self.prepared(image).numpy(), trace)
         with torch.inference_mode():
             labels = [probs.argmax(0).to(torch.uint8) for probs in self._parts(image)]
-        return Volume(trace.undo(torch.cat(labels).numpy()), volume.affine)
+        return Volume(trace.undo(torch.cat(labels).cpu().numpy()), volume.affine)
 
     def probabilities(self, volume: Volume) -> Volume:
         """Class probabilities (K, X, Y, Z) float32 on the image's own grid."""
@@ -106,10 +106,10 @@ class Predictor:
     @torch.inference_mode()
     def prepared(self, image: Tensor) -> Tensor:
         """Probabilities (K, x, y, z) of a prepared image (C, x, y, z)."""
-        return torch.cat(list(self._parts(image)), 1)
+        return torch.cat([part.cpu() for part in self._parts(image)], 1)
 
     def _parts(self, image: Tensor) -> Iterator[Tensor]:
-        """Probabilities (K, n, y, z): the whole volume at once, or slab by slab."""
+        """Probabilities (K, n, y, z) on the device: the whole volume at once, or slab by slab."""
         if self._whole(image):
             try:
                 yield self._run(image[None])[0]
@@ -128,7 +128,7 @@ class Predictor:
     def _run(self, images: Tensor) -> Tensor:
         images = images.to(self.device, memory_format=torch.channels_last_3d)
         with autocast(self.device, self.settings.precision):
-            return self.method.predict(images).float().cpu()
+            return self.method.predict(images).float()
 
     def _slabs(self, image: Tensor) -> Iterator[Tensor]:
         """Probabilities (K, n, y, z) of one slab of x after the other, from windows."""
@@ -138,9 +138,16 @@ class Predictor:
         def run(windows: np.ndarray) -> np.ndarray:
             return self._run(torch.from_numpy(windows)).numpy()
 
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self.device)
+
         try:
-            for probs in slabs(image.numpy(), run, *how):
-                yield torch.from_numpy(probs)
+            if self.device.type == "cpu":
+                found = slabs(image.numpy(), run, *how)
+            else:
+                found = slabs(image.to(self.device), self._run, *how, put, torch.stack)
+            for probs in found:
+                yield torch.as_tensor(probs)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise OutOfMemory(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 
@@ -32,6 +31,8 @@ def fuse(probs: list[Tensor], dices: Tensor, weighting: str) -> Tensor:
 
 def largest_components(labels: Tensor) -> Tensor:
     """Labels (N, X, Y, Z) with all but the largest piece of each class of each patch made background."""
+    from scipy import ndimage
+
     found = labels.cpu().numpy()
     kept = np.zeros_like(found)
     for patch, into in zip(found, kept, strict=True):

@@ -83,9 +83,8 @@ def soft_dice_loss(
         return losses.mean()
     held = targets if kept is None else targets * kept[:, None]
     present = (across((held[:, 1:].amax((0, 2, 3, 4)) > 0).float()) > 0).float()
-    if not present.any():
-        return losses[1:].mean()
-    return (losses[1:] * present).sum() / present.sum()
+    counted = present.where(present.any(), torch.ones_like(present))
+    return (losses[1:] * counted).sum() / counted.sum()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

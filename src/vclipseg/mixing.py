@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 
-def random_box(shape: tuple[int, ...], share: float, generator: torch.Generator | None) -> Tensor:
+def random_box(
+    shape: tuple[int, ...],
+    share: float,
+    generator: torch.Generator | None,
+    device: torch.device | None = None,
+) -> Tensor:
     """A boolean (X, Y, Z) mask, true in a box of `share` of each side at a random place."""
-    mask = torch.zeros(shape, dtype=torch.bool)
+    mask = torch.zeros(shape, dtype=torch.bool, device=device)
     slices = []
     for size in shape:
         side = int(share * size)

@@ -31,7 +31,7 @@ from vclipseg.records import settings_hash
 from vclipseg.runlog import read_log
 
 VERSION = 1
-NO_EFFECT = {"train": ("threads", "log_every", "checkpoint_every", "tensorboard")}
+NO_EFFECT = {"train": ("save_memory", "threads", "log_every", "checkpoint_every", "tensorboard")}
 """Settings that change nothing in a result."""
 
 

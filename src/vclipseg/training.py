@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vclipseg.data.batch import Batch
-from vclipseg.device import default_device, resolve_precision
+from vclipseg.device import Machine, default_device, require_compiler, resolve_precision
 from vclipseg.errors import VclipsegError
-from vclipseg.methods.base import Ema, Loss, Method
+from vclipseg.methods.base import Ema, Loss, Method, Term, let_follow
+from vclipseg.networks.vnet import recompute
 from vclipseg.ranks import across, average_gradients, local_rank, mean, own_draws
 from vclipseg.settings import Settings
 
@@ -62,6 +61,15 @@ class TrainSettings(Settings):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the convolutions: "auto" is bf16 where the machine computes it in hardware. Weights, losses and
     averages are float32 always."""
+    save_memory: bool = False
+    """Compute the stages of the networks again in backward instead of storing them: less than half of what
+    is stored, a third more work, the same result up to rounding."""
+    resident: Literal["auto", "always", "never"] = "auto"
+    """Hold the prepared volumes on the device that trains, and cut and change patches there; "auto" does so
+    on a GPU. Volumes beyond half of its free memory are sent there each time."""
+    compile: Literal["off", "on", "graphs"] = "off"
+    """Compile the networks with `torch.compile`; "graphs" also records them as CUDA graphs. Needs a C++
+    compiler."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; all of the machine's when left out."""
     log_every: Annotated[int, Field(gt=0)] = 10
@@ -70,6 +78,16 @@ class TrainSettings(Settings):
     """Steps between checkpoints."""
     tensorboard: bool = True
     """Also write the log for TensorBoard."""
+
+    @model_validator(mode="after")
+    def _stages_are_not_compiled(self) -> Self:
+        if self.save_memory and self.compile != "off":
+            raise ValueError("save_memory and compile cannot be had together")
+        return self
+
+    def is_read_after(self, steps: int) -> bool:
+        """Whether anything is logged or saved once `steps` are done."""
+        return steps == self.steps or not (steps % self.log_every and steps % self.checkpoint_every)
 
 
 class NonFiniteLossError(VclipsegError):
@@ -112,18 +130,27 @@ class TrainState:
         return {k: v for k, v in self.weights().items() if not k.startswith(unneeded)}
 
 
-def make_fabric(settings: TrainSettings) -> Fabric:
-    """One device, the precision asked for; ranks are not Fabric's affair."""
-    kind = default_device().type
-    precision = resolve_precision(settings.precision, kind)
-    plugin = MixedPrecision("bf16-mixed", kind) if precision == "bf16" else None
-    devices = [local_rank()] if kind == "cuda" else 1
-    return Fabric(accelerator="auto", devices=devices, plugins=plugin)
+def make_machine(settings: TrainSettings) -> Machine:
+    """One device, the GPU of this rank where there are GPUs, and the precision asked for."""
+    device = default_device()
+    if device.type == "cuda":
+        device = torch.device("cuda", local_rank())
+        torch.backends.cudnn.benchmark = True  # all patches are of one size
+    return Machine(device, resolve_precision(settings.precision, device.type))
 
 
-def start(method: Method, settings: TrainSettings, fabric: Fabric) -> TrainState:
-    """The state before the first step; moves the method to the device."""
-    method.to(device=fabric.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+def start(method: Method, settings: TrainSettings, machine: Machine) -> TrainState:
+    """The state before the first step; moves the method to the device.
+
+    Raises:
+        UsageError: its networks are to be compiled, and cannot be.
+    """
+    method.to(device=machine.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    recompute(method, settings.save_memory)
+    if settings.compile != "off":
+        require_compiler(machine.device)
+        for network in method.children():
+            network.compile(mode="reduce-overhead" if settings.compile == "graphs" else None)
     parameters = [p for p in method.parameters() if p.requires_grad]
     average = {}
     if settings.weights == "ema":
@@ -134,6 +161,7 @@ def start(method: Method, settings: TrainSettings, fabric: Fabric) -> TrainState
 def make_optimizer(parameters: list, settings: TrainSettings) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW."""
     s = settings
+    fused = True if parameters[0].is_cuda else None
     if s.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -141,8 +169,9 @@ def make_optimizer(parameters: list, settings: TrainSettings) -> torch.optim.Opt
             momentum=s.momentum,
             weight_decay=s.weight_decay,
             nesterov=s.nesterov,
+            fused=fused,
         )
-    return torch.optim.AdamW(parameters, s.lr, weight_decay=s.weight_decay)
+    return torch.optim.AdamW(parameters, s.lr, weight_decay=s.weight_decay, fused=fused)
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -157,7 +186,7 @@ def train(
     state: TrainState,
     batch_at: Callable[[int], Batch],
     settings: TrainSettings,
-    fabric: Fabric,
+    machine: Machine,
     on_step: Callable[[TrainState, Loss], None] = lambda state, loss: None,
 ) -> None:
     """Go on from `state` until `settings.steps` optimizer steps are done.
@@ -166,28 +195,34 @@ def train(
         state: changed in place.
         batch_at: the batch of a step.
         settings: of the run.
-        fabric: device and precision.
+        machine: device and precision.
         on_step: called after each step; what it raises ends the training.
 
     Raises:
-        NonFiniteLossError: a term of the loss is NaN or infinite.
+        NonFiniteLossError: a term of the loss is NaN or infinite. A GPU would have to be waited for to
+            know: there it is raised with the next row of the log, and before a checkpoint.
     """
     method, optimizer = state.method.train(), state.optimizer
     trained = [p for group in optimizer.param_groups for p in group["params"]]
+    unseen: list[tuple[int, Loss]] = []
     while state.step < settings.steps:
         step = state.step
         torch.manual_seed(settings.seed * 1_000_003 + step)
+        if settings.compile == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
-        batch = batch_at(step).to(fabric.device)
+        batch = batch_at(step).to(machine.device)
         method.before_step(step)
-        with fabric.autocast(), own_draws():
+        optimizer.zero_grad(set_to_none=True)
+        with machine.autocast(), own_draws():
             loss = method.loss(batch, step)
         total = loss.total
-        if not torch.isfinite(across(total.detach())):
-            raise NonFiniteLossError(describe_nonfinite(loss, step))
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(total)
+        unseen.append((step, detached(loss)))
+        if machine.device.type == "cpu" or settings.is_read_after(step + 1):
+            require_finite(unseen)
+            unseen.clear()
+        total.backward()
         average_gradients(trained)
         optimizer.step()
         method.after_step(step)
@@ -222,8 +257,27 @@ def follow(state: TrainState, decay: float) -> None:
         return
     keep = min(1 - 1 / (state.step + 1), decay)
     current = state.method.state_dict()
-    for name, followed in state.average.items():
-        followed.lerp_(current[name], 1 - keep)
+    let_follow([(mine, current[name]) for name, mine in state.average.items()], 1 - keep)
+
+
+def detached(loss: Loss) -> Loss:
+    """Its terms without their gradients."""
+    terms = Loss()
+    for name, (weight, value) in loss.items():
+        terms[name] = Term(weight, value.detach())
+    return terms
+
+
+def require_finite(losses: list[tuple[int, Loss]]) -> None:
+    """Look at the losses of some steps; every rank must look at the same ones.
+
+    Raises:
+        NonFiniteLossError: one of them is NaN or infinite.
+    """
+    totals = across(torch.stack([loss.total for _, loss in losses]))
+    for (step, loss), finite in zip(losses, torch.isfinite(totals).tolist(), strict=True):
+        if not finite:
+            raise NonFiniteLossError(describe_nonfinite(loss, step))
 
 
 def describe_nonfinite(loss: Loss, step: int) -> str:

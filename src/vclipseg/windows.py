@@ -1,4 +1,4 @@
-"""How a volume is covered by windows, and whether it fits into memory at once; numpy alone.
+"""How a volume is covered by windows, and whether it fits into memory at once; needs numpy alone.
 
 The volume is gone through along its first axis, and each slab is given as soon as no further window
 reaches it: what is held is as thick as a window, however large the volume.
@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,13 +41,15 @@ def fitted(
 
 
 def slabs(
-    image: np.ndarray,
-    run: Callable[[np.ndarray], np.ndarray],
+    image: Any,
+    run: Callable[[Any], Any],
     window: Sequence[int],
     stride: Sequence[int],
     blend: str,
     batch: int,
-) -> Iterator[np.ndarray]:
+    put: Callable[[np.ndarray], Any] = np.asarray,
+    stack: Callable[[list], Any] = np.stack,
+) -> Iterator[Any]:
     """The averaged outputs of a volume, slab by slab along X.
 
     Args:
@@ -56,34 +59,35 @@ def slabs(
         stride: steps between windows, at most the window.
         blend: as `blend_weights` has it.
         batch: windows run at once.
+        put: makes of an array what `image` is, where that is a tensor on a device; all stays there then.
+        stack: joins windows along a new first axis.
 
     Yields:
         (K, x, Y, Z); joined along X they are (K, X, Y, Z).
     """
     along, *across = map(window_starts, image.shape[1:], window, stride)
-    weight = blend_weights(window, blend)
-    visits = np.zeros((window[0], *image.shape[2:]), np.float32)
-    total: np.ndarray | None = None
+    weight = put(blend_weights(window, blend))
+    visits = put(np.zeros((window[0], *image.shape[2:]), np.float32))
+    total: Any = None
     for start, following in zip(along, [*along[1:], image.shape[1]], strict=True):
         slab = image[:, start : start + window[0]]
         for corners in batched(list(itertools.product(*across)), batch):
             boxes = [(slice(y, y + window[1]), slice(z, z + window[2])) for y, z in corners]
-            outputs = run(np.stack([slab[:, :, y, z] for y, z in boxes]))
+            outputs = run(stack([slab[:, :, y, z] for y, z in boxes]))
             if total is None:
-                total = np.zeros((outputs.shape[1], *visits.shape), np.float32)
+                total = put(np.zeros((outputs.shape[1], *visits.shape), np.float32))
             for (y, z), output in zip(boxes, outputs, strict=True):
                 total[:, :, y, z] += weight * output
                 visits[:, y, z] += weight
-        assert total is not None
         done = following - start
         yield total[:, :done] / visits[:done]
         advance(total, done, axis=1)
         advance(visits, done, axis=0)
 
 
-def advance(held: np.ndarray, steps: int, axis: int) -> None:
+def advance(held: Any, steps: int, axis: int) -> None:
     """Move what is held towards the start of an axis, in place; zeros follow."""
-    moved = np.moveaxis(held, axis, 0)
+    moved = held.swapaxes(0, axis)
     kept = len(moved) - steps
     for index in range(kept):  # what is read lies ahead of what is written
         moved[index] = moved[index + steps]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,3 +265,41 @@ def test_a_constant_patch_stays_finite():
     changed = change_intensity(p, np.full((1, 4, 4, 4), 7, dtype=np.float32))
     assert np.isfinite(changed).all()
     np.testing.assert_allclose(changed, 7, atol=1e-3)
+
+
+# On a device: the same for tensors
+
+EVERYTHING = AugmentSettings(rotate_flip=True, zoom=0.4, intensity=0.8)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("patch", [(8, 7, 6), (24, 20, 22)], ids=["inside", "beyond"])
+def test_a_tensor_is_cut_and_changed_as_an_array_is(seed, patch):
+    image = rng(seed).normal(0, 1, (2, 18, 16, 14)).astype(np.float32)
+    labels = rng(seed).integers(0, 3, (18, 16, 14)).astype(np.uint8)
+    p = replace(drawn(EVERYTHING, seed, image.shape[1:], patch), noise=0.0)
+    placed, placed_labels = place(p, image), place(p, labels)
+    tensor, tensor_labels = (place(p, torch.from_numpy(array)) for array in (image, labels))
+    assert np.array_equal(tensor_labels.numpy(), placed_labels)
+    assert tensor_labels.dtype == torch.uint8
+    np.testing.assert_allclose(tensor.numpy(), placed, rtol=1e-6)
+    changed, expected = change_intensity(p, tensor), change_intensity(p, placed)
+    np.testing.assert_allclose(changed.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_noise_of_a_tensor_is_replayed_and_of_the_size_drawn():
+    p = replace(drawn(PLAIN), noise=0.1, noise_seed=2**32 - 1)
+    patch = torch.from_numpy(rng().uniform(0, 10, (1, 24, 24, 24)).astype(np.float32))
+    noise = change_intensity(p, patch) - patch
+    assert float(noise.std()) == pytest.approx(1.0, rel=0.05)
+    assert torch.equal(change_intensity(p, patch), change_intensity(p, patch))
+    other = change_intensity(replace(p, noise_seed=6), patch)
+    assert not torch.equal(change_intensity(p, patch), other)
+
+
+def test_a_tensor_that_is_not_changed_is_left_alone():
+    patch = torch.zeros(1, 4, 4, 4)
+    assert change_intensity(drawn(PLAIN), patch) is patch
+    volume = torch.zeros(1, *SHAPE)
+    place(drawn(PLAIN), volume)[:] = 1
+    assert not volume.any()

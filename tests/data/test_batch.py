@@ -9,6 +9,7 @@ import torch
 
 from vclipseg.data.augment import AugmentSettings
 from vclipseg.data.batch import Batch, PatchSampler, made_ahead
+from vclipseg.data.resident import Resident
 
 LABELED, UNLABELED = ("a", "b", "c"), ("u", "v", "w", "x", "y")
 
@@ -224,6 +225,16 @@ def test_ranks_draw_for_themselves_and_together():
     common = {float(torch.rand((), generator=batch.common)) for batch in batches}
     assert (len(own), len(common)) == (2, 1)
     assert common == {float(torch.rand((), generator=alone.common))}
+
+
+@pytest.mark.parametrize("patch", [(4, 4, 4), (16, 16, 16)], ids=["inside", "beyond"])
+def test_batches_of_resident_volumes_are_the_same(patch):
+    augment = AugmentSettings(rotate_flip=True, foreground_share=0.5)
+    sampler = make_sampler(patch=patch, augment=augment)
+    resident = replace(sampler, resident=Resident(torch.device("cpu"), 2**20))
+    for step in range(4):
+        assert same(resident.batch(step), sampler.batch(step))
+    assert len(resident.resident.held) == 8 + 3  # images of all cases, labels of the labeled ones
 
 
 # Made ahead

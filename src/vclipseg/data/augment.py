@@ -1,23 +1,27 @@
 """Augmentation: parameters are drawn apart from applied, so a patch can be replayed.
 
 `draw` turns a random generator into `Parameters`; `place` and `change_intensity` are pure functions of
-them and an array. Arrays are (C, X, Y, Z) images or (X, Y, Z) labels.
+them and an array, (C, X, Y, Z) images or (X, Y, Z) labels. What is a tensor is cut and changed on the
+device where it lies, without waiting for it; the result is that of an array up to rounding, but for the
+noise, which is drawn there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
-from vclipseg.data.reviews import IGNORED
+from vclipseg.data.ignored import IGNORED
 from vclipseg.settings import Settings
 
 Box = tuple[int, int, int]
+A = TypeVar("A", np.ndarray, Tensor)
 
 
 class AugmentSettings(Settings):
@@ -85,18 +89,20 @@ def draw(
     )
 
 
-def place(parameters: Parameters, array: np.ndarray) -> np.ndarray:
+def place(parameters: Parameters, array: A) -> A:
     """The patch of an image (C, X, Y, Z) or of labels (X, Y, Z), turned, cut and zoomed: a copy."""
     p = parameters
     cut = _cut(_turn(array, p.quarter_turns, p.flip_axis), p.start, p.extent)
     return cut if p.extent == p.patch else _resize(cut, p.patch)
 
 
-def change_intensity(parameters: Parameters, patch: np.ndarray) -> np.ndarray:
+def change_intensity(parameters: Parameters, patch: A) -> A:
     """An image patch (C, *patch) in the contrast that was drawn; each channel by its own extremes."""
     p = parameters
     if (p.gamma, p.scale, p.shift, p.noise) == (1, 1, 0, 0):
         return patch
+    if isinstance(patch, Tensor):
+        return _change_tensor(p, patch)
     low = patch.min((1, 2, 3), keepdims=True)
     extent = np.maximum(patch.max((1, 2, 3), keepdims=True) - low, np.float32(1e-6))
     values = ((patch - low) / extent) ** np.float32(p.gamma)
@@ -107,9 +113,20 @@ def change_intensity(parameters: Parameters, patch: np.ndarray) -> np.ndarray:
     return low + extent * values
 
 
-def _turn(array: np.ndarray, turns: int, flip_axis: int | None) -> np.ndarray:
-    array = np.rot90(array, turns, axes=(-3, -2))
-    return array if flip_axis is None else np.flip(array, flip_axis - 3)
+def _change_tensor(p: Parameters, patch: Tensor) -> Tensor:
+    low = patch.amin((1, 2, 3), keepdim=True)
+    extent = (patch.amax((1, 2, 3), keepdim=True) - low).clamp(min=1e-6)
+    values = ((patch - low) / extent) ** p.gamma * p.scale + p.shift
+    if p.noise:
+        generator = torch.Generator(patch.device).manual_seed(p.noise_seed)
+        values += p.noise * torch.randn(patch.shape, generator=generator, device=patch.device)
+    return low + extent * values
+
+
+def _turn(array: A, turns: int, flip_axis: int | None) -> A:
+    numbers: Any = torch if isinstance(array, Tensor) else np
+    array = numbers.rot90(array, turns, (-3, -2))
+    return array if flip_axis is None else numbers.flip(array, (flip_axis - 3,))
 
 
 def _zoomed(patch: Box, zoom: float, rng: np.random.Generator) -> Box:
@@ -117,16 +134,16 @@ def _zoomed(patch: Box, zoom: float, rng: np.random.Generator) -> Box:
     return (x, y, z)
 
 
-def _resize(array: np.ndarray, patch: Box) -> np.ndarray:
+def _resize(array: A, patch: Box) -> A:
     """Images (C, X, Y, Z) trilinear, labels (X, Y, Z) by the nearest voxel."""
+    if isinstance(array, np.ndarray):
+        return _resize(torch.from_numpy(array), patch).numpy()
     if array.ndim == 4:
-        image = torch.from_numpy(array)[None]
-        return F.interpolate(image, patch, mode="trilinear", align_corners=False)[0].numpy()
-    nearest = [
-        ((np.arange(new) + 0.5) * old / new).astype(int)
-        for new, old in zip(patch, array.shape, strict=True)
-    ]
-    return array[np.ix_(*nearest)]
+        return F.interpolate(array[None], patch, mode="trilinear", align_corners=False)[0]
+    for axis, (new, old) in enumerate(zip(patch, array.shape, strict=True)):
+        place = (torch.arange(new, dtype=torch.float64, device=array.device) + 0.5) * old / new
+        array = array.index_select(axis, place.long())
+    return array
 
 
 def _foreground_voxel(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
@@ -154,8 +171,14 @@ def _start(
     return (start[0], start[1], start[2])
 
 
-def _cut(array: np.ndarray, start: Box, patch: Box) -> np.ndarray:
+def _cut(array: A, start: Box, patch: Box) -> A:
     """A copy of the patch; beyond the volume its border is repeated."""
+    if isinstance(array, Tensor):
+        return _cut_tensor(array, start, patch)
+    return _cut_array(array, start, patch)
+
+
+def _cut_array(array: np.ndarray, start: Box, patch: Box) -> np.ndarray:
     shape = array.shape[-3:]
     axes = list(zip(start, patch, shape, strict=True))
     inner: Any = (..., *(slice(max(s, 0), min(s + p, n)) for s, p, n in axes))
@@ -164,3 +187,10 @@ def _cut(array: np.ndarray, start: Box, patch: Box) -> np.ndarray:
     if any(side for pad in pads for side in pad):
         return np.pad(cut, [(0, 0)] * (array.ndim - 3) + pads, mode="edge")
     return np.ascontiguousarray(cut)
+
+
+def _cut_tensor(array: Tensor, start: Box, patch: Box) -> Tensor:
+    for axis, first, length in zip((-3, -2, -1), start, patch, strict=True):
+        places = torch.arange(first, first + length, device=array.device)
+        array = array.index_select(axis, places.clamp(0, array.shape[axis] - 1))
+    return array

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vclipseg.data.augment import AugmentSettings, change_intensity, draw, place
-from vclipseg.data.reviews import IGNORED
+from vclipseg.data.augment import AugmentSettings, Parameters, change_intensity, draw, place
+from vclipseg.data.ignored import IGNORED
+from vclipseg.data.resident import Resident
 from vclipseg.ranks import own_seed
 
 IGNORE = -1
@@ -104,6 +106,7 @@ class PatchSampler:
     seed: int
     rank: int = 0  # of `ranks` processes
     ranks: int = 1
+    resident: Resident | None = None  # cuts on its device; else in memory
 
     def batch(self, step: int) -> Batch:
         """The batch of optimizer step `step`."""
@@ -119,16 +122,15 @@ class PatchSampler:
             image = self.image(joint[slot])
             known = self.labels(joint[slot]) if slot < num_labeled else None
             parameters = draw(self.augment, rng, image.shape[1:], self.patch, known)
-            plain.append(place(parameters, image))
+            plain.append(self._place(parameters, f"image {joint[slot]}", image))
             images.append(change_intensity(parameters, plain[-1]))
             if known is not None:
-                labels.append(place(parameters, known))
-        known_labels = np.stack(labels).astype(np.int64)
-        known_labels[known_labels == IGNORED] = IGNORE
+                labels.append(self._place(parameters, f"labels {joint[slot]}", known))
+        known_labels = stack(labels).long()
         return Batch(
-            torch.from_numpy(np.stack(images)),
-            torch.from_numpy(known_labels),
-            torch.from_numpy(np.stack(plain)),
+            stack(images),
+            known_labels.masked_fill_(known_labels == IGNORED, IGNORE),
+            stack(plain),
             tuple(joint[slot] for slot in slots),
             *self._generators(self.seed * 1_000_003 + step),
         )
@@ -136,6 +138,12 @@ class PatchSampler:
     def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
         """The batches of steps `first_step` to `steps` - 1."""
         return (self.batch(step) for step in range(first_step, steps))
+
+    def _place(self, parameters: Parameters, name: str, array: np.ndarray) -> Any:
+        """The patch of a volume, an array or a tensor where volumes are cut."""
+        if self.resident is None:
+            return place(parameters, array)
+        return place(parameters, self.resident(name, array))
 
     def _generators(self, seed: int) -> tuple[torch.Generator, torch.Generator]:
         """The rank's own, and the one that is alike on all; with one rank they are the same."""
@@ -154,6 +162,11 @@ class PatchSampler:
             order = np.random.default_rng((self.seed, stream, epoch)).permutation(len(cases))
             chosen.append(cases[order[index]])
         return chosen
+
+
+def stack(patches: Sequence[Any]) -> Tensor:
+    """Patches of one size, arrays or tensors, one after the other along a new first axis."""
+    return torch.stack([torch.as_tensor(patch) for patch in patches])
 
 
 @contextmanager

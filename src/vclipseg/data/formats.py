@@ -2,8 +2,9 @@
 
 Readers give a plain array with channels last, `(X, Y, Z)` or `(X, Y, Z, C)`, and its
 affine to RAS+ mm; writers take the same. SimpleITK's LPS and its reversed axes end here.
-NIfTI is read by nibabel, as SimpleITK refuses affines that are not orthonormal. SimpleITK and h5py are
-imported when a file needs them: an exported model runs where they are not installed.
+NIfTI is read by nibabel, as SimpleITK refuses affines that are not orthonormal. All three libraries are
+imported when a file needs them: an exported model runs with nibabel alone, training on prepared data with
+none of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import nibabel as nib
 import numpy as np
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def stored_files(path: Path) -> tuple[Path, ...]:
 
 
 def _open_nifti(path: Path) -> Any:
+    import nibabel as nib
+
     return nib.load(path)  # typed as the base of all formats, without voxels
 
 
@@ -110,6 +112,8 @@ def _read_nifti(path: Path, kind: str) -> Voxels:
 
 
 def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    import nibabel as nib
+
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 
@@ -18,9 +17,10 @@ def axes_and_flips(
         affine: `(4, 4)`, voxel to RAS+ mm.
         orientation: Three letters, such as `"RAS"`.
     """
-    start = nib.orientations.io_orientation(affine)
-    end = nib.orientations.axcodes2ornt(tuple(orientation))
-    change = nib.orientations.ornt_transform(start, end)  # row: old axis; columns: new axis, flip
+    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+    start, end = io_orientation(affine), axcodes2ornt(tuple(orientation))
+    change = ornt_transform(start, end)  # row: old axis; columns: new axis, flip
     axes = tuple(int(a) for a in np.argsort(change[:, 0]))
     return axes, tuple(bool(change[a, 1] < 0) for a in axes)
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 from torch.nn.functional import interpolate
 
 from vclipseg.data.trace import Shape
@@ -69,6 +68,8 @@ def running_argmax(values: Iterable[torch.Tensor]) -> np.ndarray:
 
 def _smoothed(array: np.ndarray, shape: Shape) -> np.ndarray:
     """Smooth along axes that shrink by more than `SMOOTH_ABOVE`, against aliasing."""
+    from scipy.ndimage import gaussian_filter1d
+
     for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)):
         if old / new > SMOOTH_ABOVE:
             array = gaussian_filter1d(array, (old / new - 1) / 2, axis=axis, mode="nearest")

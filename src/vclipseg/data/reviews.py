@@ -23,12 +23,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from vclipseg.data.ignored import IGNORED
 from vclipseg.data.volume import Volume, read_labels, write
 from vclipseg.errors import DataError, UsageError
 
 FOLDER = "reviews"
-IGNORED = 255
-"""Class index, in uint8 labels, of a voxel that training leaves out."""
 
 Decision = Literal["accepted", "fixed", "ignored", "open"]
 """A mask taken as it was; one that was corrected; a case that training leaves out; undecided again."""

@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from vclipseg.data.formats import (
     IMAGE_SUFFIXES,
@@ -50,16 +48,6 @@ __all__ = [
     "write",
 ]
 
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    zlib.error,
-    ImageFileError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -87,7 +75,9 @@ class Volume:
     @property
     def orientation(self) -> str:
         """The world direction each axis is closest to, such as `"RAS"`."""
-        return "".join(nib.orientations.aff2axcodes(self.affine))
+        from nibabel.orientations import aff2axcodes
+
+        return "".join(aff2axcodes(self.affine))
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +197,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not a known image file. Known are {', '.join(IMAGE_SUFFIXES)}.")
     try:
         yield
-    except _UNREADABLE as error:
+    except _unreadable() as error:
         raise DataError(
             f"{path}: cannot be read ({_reason(error)}). "
             "It may be truncated or not what its name says: get a fresh copy of it."
@@ -259,3 +249,18 @@ def _storable(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.float16:
         return array.astype(np.float32)
     return array.astype(np.int32) if array.dtype in (np.int64, np.uint64) else array
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What readers raise where a file is damaged."""
+    from nibabel.filebasedimages import ImageFileError
+
+    return (
+        OSError,
+        EOFError,
+        zlib.error,
+        ImageFileError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    )

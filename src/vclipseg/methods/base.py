@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -155,11 +155,8 @@ class Ema(nn.Module):
     def update(self, student: nn.Module, step: int) -> None:
         """One step of the average; `step` counts from 0, and the first makes an exact copy."""
         keep = min(1 - 1 / (step + 1), self.decay)
-        for mine, theirs in zip(self._followed(self.network), self._followed(student), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - keep)
-            else:
-                mine.copy_(theirs)
+        pairs = zip(self._followed(self.network), self._followed(student), strict=True)
+        let_follow(list(pairs), 1 - keep)
 
     def _followed(self, network: nn.Module) -> list[Tensor]:
         return [*network.parameters(), *(network.buffers() if self.buffers_too else ())]
@@ -168,3 +165,14 @@ class Ema(nn.Module):
     def forward(self, images: Tensor):  # noqa: ANN201  (whatever the network returns)
         """The copy's output, without gradient."""
         return self.network(images)
+
+
+@torch.no_grad()
+def let_follow(pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> None:
+    """Let m <- (1 - s) m + s w for each pair (m, w), in one call on a GPU; whole numbers are copied."""
+    floating = [(m, w) for m, w in pairs if m.is_floating_point()]
+    if floating:
+        torch._foreach_lerp_([m for m, _ in floating], [w for _, w in floating], share)
+    for m, w in pairs:
+        if not m.is_floating_point():
+            m.copy_(w)

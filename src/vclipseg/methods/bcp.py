@@ -67,7 +67,7 @@ class BCP(Method):
     def loss(self, batch: Batch, step: int) -> Loss:
         """Labels and pseudo-labels; `facts` say which share of voxels the latter call foreground."""
         shape = batch.labels.shape[1:]
-        box = random_box(tuple(shape), self.settings.box, batch.common).to(batch.labels.device)
+        box = random_box(tuple(shape), self.settings.box, batch.common, batch.labels.device)
         images_a, images_b = batch.labeled_images.chunk(2)
         labels_a, labels_b = batch.labels.chunk(2)
         if batch.num_labeled == len(batch.images):

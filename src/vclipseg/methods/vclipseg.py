@@ -161,11 +161,11 @@ class VCLIPSeg(Method):
     def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images that the network sees and the labels known of them, `IGNORE` elsewhere."""
         labels, unlabeled = batch.labels, batch.unlabeled_images
-        unknown = torch.full((len(unlabeled), *labels.shape[1:]), IGNORE).to(labels)
+        unknown = labels.new_full((len(unlabeled), *labels.shape[1:]), IGNORE)
         if not self.settings.copy_paste or not len(unlabeled):
             return batch.images, torch.cat([labels, unknown])
         shape = tuple(labels.shape[1:])
-        box = random_box(shape, self.settings.copy_paste, batch.common).to(labels.device)
+        box = random_box(shape, self.settings.copy_paste, batch.common, labels.device)
         return (
             torch.cat(swap(batch.labeled_images, unlabeled, box)),
             torch.cat(swap(labels, unknown, box)),

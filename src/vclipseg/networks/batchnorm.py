@@ -10,6 +10,9 @@ until there are `WIDTH` of them, and their statistics are merged likewise. The r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,20 +25,44 @@ WIDTH = 64
 MOST_CHANNELS = 16  # beyond, torch is as quick
 
 
+_AGAIN = ContextVar("again", default=False)
+
+
+@contextmanager
+def statistics_left_alone() -> Iterator[None]:
+    """Within it running statistics follow nothing: a batch that they know is computed again."""
+    token = _AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
+
+
 class JointBatchNorm3d(nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` over the batches of all ranks, on any device."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, x, y, z) -> the same shape."""
         if not self.training or count() == 1:
-            return super().forward(x)
+            return self.alone(x)
         y, mean, var = JointNorm.apply(x, self.weight, self.bias, self.eps)
         self.follow(mean, var, count() * x.numel() // x.shape[1])
         return y
 
+    def alone(self, x: Tensor) -> Tensor:
+        """As torch does it, over the batch of this rank."""
+        if torch.compiler.is_compiling() or not (self.training and _AGAIN.get()):
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        spare = self.running_mean.clone(), self.running_var.clone()
+        return F.batch_norm(x, *spare, self.weight, self.bias, True, eps=self.eps)
+
     @torch.no_grad()
     def follow(self, mean: Tensor, var: Tensor, values: int) -> None:
         """Update the running statistics as torch does, with the unbiased variance."""
+        if _AGAIN.get():
+            return
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -57,8 +84,8 @@ class BatchNorm3d(JointBatchNorm3d):
             return super().forward(x)
         if x.numel() == x.shape[1]:
             return self.normalize(x)
-        if x.device.type != "cpu" or not can_fold(x):
-            return super().forward(x)
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or not can_fold(x):
+            return self.alone(x)
         y, mean, var = FoldedBatchNorm.apply(x, self.weight, self.bias, self.eps)
         self.follow(mean, var, x.numel() // x.shape[1])
         return y

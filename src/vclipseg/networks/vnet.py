@@ -8,14 +8,16 @@ Shapes: images (B, C, X, Y, Z), features (B, F, x, y, z), logits (B, K, X, Y, Z)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vclipseg.networks.batchnorm import BatchNorm3d
+from vclipseg.networks.batchnorm import BatchNorm3d, statistics_left_alone
 
 Upsampling = Literal[
     "transposed", "trilinear", "nearest", "pointwise_trilinear", "pointwise_nearest"
@@ -90,7 +92,35 @@ def upsample(channels: int, how: Upsampling) -> nn.Sequential:
     return nn.Sequential(enlarge, Conv3d(channels, half, 3, padding=1), *norm_relu(half))
 
 
-class Encoder(nn.Module):
+class Staged(nn.Module):
+    """A network in stages, of which each may be computed again in backward instead of being stored.
+
+    A stage draws no random numbers, and follows its statistics the first time only.
+    """
+
+    recompute = False
+
+    def stage(self, compute: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """`compute(*inputs)`."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return compute(*inputs)
+        return checkpoint(
+            compute,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), statistics_left_alone()),
+        )
+
+
+def recompute(model: nn.Module, wanted: bool = True) -> None:
+    """Let every V-Net in a model compute its stages again in backward, or store them."""
+    for module in model.modules():
+        if isinstance(module, Staged):
+            module.recompute = wanted
+
+
+class Encoder(Staged):
     """Images to features at 1, 1/2, 1/4, 1/8 and 1/16 of the grid."""
 
     def __init__(self, in_channels: int, filters: int, dropout: float) -> None:
@@ -105,14 +135,19 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, X, Y, Z) -> five maps, the finest first; each axis a multiple of 16."""
-        features = [self.blocks[0](images)]
+        features = [self.stage(self.blocks[0], images)]
         for down, block in zip(self.downs, self.blocks[1:], strict=True):
-            features.append(block(down(features[-1])))
+            features.append(self.stage(lower, down, block, features[-1]))
         features[-1] = self.dropout(features[-1])
         return features
 
 
-class Decoder(nn.Module):
+def lower(down: nn.Module, block: nn.Module, x: Tensor) -> Tensor:
+    """A level of the encoder: (B, F, x, y, z) -> (B, 2F, x/2, y/2, z/2)."""
+    return block(down(x))
+
+
+class Decoder(Staged):
     """The encoder's five maps to logits."""
 
     def __init__(
@@ -136,9 +171,14 @@ class Decoder(nn.Module):
         """The encoder's five maps -> the decoder's four, the coarsest first, (B, F, X, Y, Z) last."""
         maps, x = [], features[-1]
         for up, block, skip in zip(self.ups, self.blocks, reversed(features[:-1]), strict=True):
-            x = block(up(x) + skip)
+            x = self.stage(higher, up, block, x, skip)
             maps.append(x)
         return maps
+
+
+def higher(up: nn.Module, block: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    """A level of the decoder: (B, 2F, x, y, z) and what the encoder saw -> (B, F, 2x, 2y, 2z)."""
+    return block(up(x) + skip)
 
 
 class MultiDecoderVNet(nn.Module):
