@@ -198,18 +198,18 @@ def cuts_of_source(
     """A series' slices with the voxels of a mask that lie there, in the order of the latter.
 
     Raises:
-        DataError: the mask has slices that are none of the series.
+        DataError: slices of the mask are none of the series, or the other way round.
     """
-    found = [(frame, cut(frame.plane, affine, shape)) for frame in frames]
-    pairs = [(frame, place) for frame, place in found if place is not None]
-    slices = {place.slice for _, place in pairs}
+    pairs = [(frame, cut(frame.plane, affine, shape)) for frame in frames]
+    placed = [(frame, place) for frame, place in pairs if place is not None]
+    slices = {place.slice for _, place in placed}
     axes = {axis for axis, _ in slices}
-    if len(pairs) != len(slices) or len(axes) != 1 or len(slices) != shape[axes.pop()]:
+    if len(slices) != len(frames) or len(axes) != 1 or len(slices) != shape[axes.pop()]:
         raise DataError(
-            f"the mask's grid is not that of the series: {len(slices)} of its slices are slices of the "
-            f"series' {len(frames)}. A DICOM object needs a mask on the grid of the images."
+            f"the mask's grid is not that of the series: {len(slices)} of the series' {len(frames)} "
+            "slices are slices of the mask. A DICOM object needs a mask on the grid of the images."
         )
-    return sorted(pairs, key=lambda pair: pair[1].slice)
+    return sorted(placed, key=lambda pair: pair[1].slice)
 
 
 # ---- pydicom -----------------------------------------------------------------------------

@@ -136,9 +136,9 @@ def _one_geometry(pairs: Sequence[tuple[SourceFrame, Cut]], affine: np.ndarray) 
 
 
 def prepared(header: Dataset) -> Dataset:
-    """A source's header with all that an object takes over, in Unicode."""
+    """A source's header with all that an object takes over, in Unicode; dates that are none are emptied."""
     for keyword in _EMPTY_IF_MISSING:
-        if keyword not in header:
+        if keyword not in header or not _is_time(header[keyword]):
             setattr(header, keyword, "")
     header.decode()  # by the character set that it names
     for element in header:
@@ -146,6 +146,17 @@ def prepared(header: Dataset) -> Dataset:
             element.value = str(element.value)
     header.SpecificCharacterSet = UNICODE
     return header
+
+
+def _is_time(element: Any) -> bool:
+    """False for dates and times that cannot be read."""
+    from pydicom.valuerep import DA, TM
+
+    reads = {"DA": DA, "TM": TM}.get(element.VR)
+    try:
+        return reads is None or not element.value or reads(element.value) is not None
+    except ValueError:
+        return False
 
 
 def series_number(header: Dataset) -> int:
