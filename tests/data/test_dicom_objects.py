@@ -131,7 +131,9 @@ def write_enhanced(path: Path, affine: np.ndarray, shared: bool) -> Path:
     """A CT of one file. Not shared: each frame has its orientation and spacing."""
     lps = RAS_TO_LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    orientation = item(ImageOrientationPatient=[*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1])])
+    orientation = item(
+        ImageOrientationPatient=[*(lps[:3, 0] / spacing[0]), *(lps[:3, 1] / spacing[1])]
+    )
     measures = item(PixelSpacing=[spacing[1], spacing[0]], SliceThickness=2.0)
     common = {"PlaneOrientationSequence": [orientation], "PixelMeasuresSequence": [measures]}
     frames = []

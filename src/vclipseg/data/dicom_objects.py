@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vclipseg.data.dicom_codes import Codes
-from vclipseg.data.dicom_planes import naming, read_dicom, require_dicom
+from vclipseg.data.dicom_planes import naming, read_dicom, require_dicom, source_frames
 from vclipseg.data.dicom_seg import Kind as SegKind
 from vclipseg.data.dicom_seg import SOP_CLASSES, seg_labels, seg_names, seg_series, write_seg
 from vclipseg.data.rtstruct import SOP_CLASS, rt_labels, rt_names, rt_series, write_rtstruct
@@ -35,12 +35,14 @@ def dicom_writer(
     method: str = "",
     codes: Codes | None = None,
 ) -> Writer:
-    """What writes masks of a series as one of `KINDS`.
+    """What writes masks of a series as one of `KINDS`. It looks at the series now, before work is done.
 
     Raises:
         UsageError: there is no such kind, or the extra `dicom` is not installed.
+        DataError: the series is not one that an object can refer to.
     """
     check_kind(kind)
+    source_frames(series)
 
     def write(mask: Volume, path: Path) -> None:
         if kind == "rtstruct":

@@ -239,7 +239,9 @@ def read_dicom(path: Path, *, pixels: bool = True) -> Dataset:
         with lenient():
             return dcmread(path, stop_before_pixels=not pixels)
     except (InvalidDicomError, OSError, EOFError, *_BROKEN) as error:
-        raise DataError(f"{path}: cannot be read as a DICOM file; get a fresh copy of it") from error
+        raise DataError(
+            f"{path}: cannot be read as a DICOM file; get a fresh copy of it"
+        ) from error
 
 
 @contextmanager

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Kind = Literal["binary", "labelmap"]
-SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the latter: labelmaps
+SOP_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.66.4",
+    "1.2.840.10008.5.1.4.1.1.66.7",
+)  # the latter: labelmaps
 NAME = "vclipseg"
 SERIES = 1000
 """The series number of an object is that of its source and this."""

@@ -169,7 +169,9 @@ def _roi_contour(number: int, color: str, contours: list[Dataset]) -> Dataset:
 def _observation(number: int, name: str, codes: Codes | None) -> Dataset:
     what = coded(name, codes).type
     code = _dataset(
-        CodeValue=what.value, CodingSchemeDesignator=what.scheme_designator, CodeMeaning=what.meaning
+        CodeValue=what.value,
+        CodingSchemeDesignator=what.scheme_designator,
+        CodeMeaning=what.meaning,
     )
     return _dataset(
         ObservationNumber=number,
