@@ -17,7 +17,7 @@ from vclipseg.errors import DataError, UsageError
 from vclipseg.scans import find_scans, mask_path, object_kind, predict_scans
 
 sys.path.append(str(Path(__file__).parent / "data"))
-import dicom_made  # noqa: E402
+import dicom_made
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3, -20], [0, 1, 0, 5], [0, 0, 0, 1]])
 

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 from dicom_made import AXIAL, RAS_TO_LPS, oblique, write_series
 
-hd = pytest.importorskip("highdicom", reason="the extra `dicom` is not installed")
-pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
-
 from vclipseg.data import dicom_planes
 from vclipseg.data.dicom import read_series
 from vclipseg.data.dicom_codes import coded, load_codes
@@ -26,6 +23,9 @@ from vclipseg.data.dicom_objects import (
 from vclipseg.data.dicom_seg import write_seg
 from vclipseg.data.volume import Volume, reorient
 from vclipseg.errors import DataError, UsageError
+
+hd = pytest.importorskip("highdicom", reason="the extra `dicom` is not installed")
+pydicom = pytest.importorskip("pydicom", reason="the extra `dicom` is not installed")
 
 CLASSES = ("background", "left atrium", "tumor", "spleen")
 SHAPE = (13, 10, 6)
@@ -406,7 +406,7 @@ def test_another_grid(oblique_series, tmp_path, kind, how):
     else:
         array = array[..., :3]
     other = Volume(array, affine)
-    with pytest.raises(DataError, match="lies (on|in) no slice of the image"):
+    with pytest.raises(DataError, match=r"lies (on|in) no slice of the image"):
         read_labels(path, other, CLASSES)
     with pytest.raises(DataError, match="mask's grid is not that of the series"):
         write(kind, files, Volume(np.ones(other.shape, np.uint8), other.affine), tmp_path / "n.dcm")
