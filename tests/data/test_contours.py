@@ -32,7 +32,7 @@ def test_a_mask_comes_back(mask):
 @given(mask=masks)
 def test_each_polygon_is_whole_by_itself(mask):
     """Readers that fill a contour at a time, by the nonzero rule, see the same: holes are in keyholes."""
-    centers = np.argwhere(np.ones_like(mask)) + (0.013, 0.007)
+    centers = np.argwhere(np.ones_like(mask)) + np.array([0.013, 0.007])
     union = np.zeros_like(mask)
     for polygon in outlines(mask):
         inside = Path(np.vstack([polygon, polygon[:1]])).contains_points(centers)

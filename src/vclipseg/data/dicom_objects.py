@@ -11,8 +11,8 @@ import numpy as np
 
 from vclipseg.data.dicom_codes import Codes
 from vclipseg.data.dicom_planes import naming, read_dicom, require_dicom, source_frames
-from vclipseg.data.dicom_seg import Kind as SegKind
 from vclipseg.data.dicom_seg import SOP_CLASSES, seg_labels, seg_names, seg_series, write_seg
+from vclipseg.data.dicom_seg import Kind as SegKind
 from vclipseg.data.rtstruct import SOP_CLASS, rt_labels, rt_names, rt_series, write_rtstruct
 from vclipseg.data.volume import Volume
 from vclipseg.errors import DataError, UsageError
@@ -69,8 +69,8 @@ def read_labels(
 ) -> Volume:
     """Class indices `(X, Y, Z)` on an image's grid, of a SEG or an RTSTRUCT.
 
-    Segments are found by their names, in small or capital letters, with spaces or underscores; others are left
-    out. Where classes overlap, the later one in `class_names` has the voxel: a tumor after its organ.
+    Segments are found by their names, in small or capital letters, with spaces or underscores; others are
+    left out. Where classes overlap, the later one in `class_names` has the voxel: a tumor after its organ.
     Fractional segments are inside from half of their maximum on.
 
     Args:

@@ -1,8 +1,8 @@
 """DICOM segmentation objects (SEG): a mask as frames that lie on the slices of a series.
 
-highdicom writes them: of a bit a pixel and a frame for every class (`binary`), or of class indices (`labelmap`,
-newer and not yet known to every viewer). Slices where nothing is are left out. Frames are read one by one and
-put where they lie; nothing is said by their order.
+highdicom writes them: of a bit a pixel and a frame for every class (`binary`), or of class indices
+(`labelmap`, newer and not yet known to every viewer). Slices where nothing is are left out. Frames are
+read one by one and put where they lie; nothing is said by their order.
 """
 
 from __future__ import annotations
