@@ -167,29 +167,35 @@ def source_frames(files: Sequence[Path]) -> list[SourceFrame]:
         DataError: a file cannot be read, does not say where it lies or in which frame of reference, or
             they are of several series.
     """
-    frames: list[SourceFrame] = []
-    for file in files:
-        header = read_dicom(file, pixels=False)
-        try:
-            found = planes(header)
-            for need in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
-                header[need]
-        except _BROKEN as error:
-            raise DataError(
-                f"{file}: does not say where its slices lie, or what it is. A DICOM object can be made "
-                "for original images of CT, MR and the like; write NIfTI instead."
-            ) from error
-        if not header.get("FrameOfReferenceUID"):
-            raise DataError(
-                f"{file}: has no FrameOfReferenceUID, so that no viewer could lay an object over it. "
-                "Export the series again, as original images, or write NIfTI instead."
-            )
-        numbers = range(1, len(found) + 1) if "NumberOfFrames" in header else [None]
-        frames += [SourceFrame(header, n, p) for n, p in zip(numbers, found, strict=True)]
+    with lenient():
+        frames = [frame for file in files for frame in _frames_of(file)]
     one = {(f.header.SeriesInstanceUID, f.header.FrameOfReferenceUID) for f in frames}
     if len(one) != 1:
-        raise DataError(f"{files[0].parent if files else 'series'}: {len(one)} series, not one")
+        raise DataError(
+            f"{files[0].parent if files else 'series'}: {len(one)} series or frames of reference, not one"
+        )
     return frames
+
+
+def _frames_of(file: Path) -> list[SourceFrame]:
+    header = read_dicom(file, pixels=False)
+    try:
+        found = planes(header)
+        for need in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
+            header[need]
+    except _BROKEN as error:
+        raise DataError(
+            f"{file}: does not say where its slices lie, or what it is. A DICOM object can be made "
+            "for original images of CT, MR and the like; write NIfTI instead."
+        ) from error
+    if not header.get("FrameOfReferenceUID"):
+        raise DataError(
+            f"{file}: has no FrameOfReferenceUID, so that no viewer could lay an object over it. "
+            "Export the series again, as original images, or write NIfTI instead."
+        )
+    many = "PerFrameFunctionalGroupsSequence" in header
+    numbers: Sequence[int | None] = range(1, len(found) + 1) if many else [None]
+    return [SourceFrame(header, n, p) for n, p in zip(numbers, found, strict=True)]
 
 
 def cuts_of_source(

@@ -184,7 +184,7 @@ def _observation(number: int, name: str, codes: Codes | None) -> Dataset:
 
 def _contours(mask: np.ndarray, pairs: Sequence[tuple[SourceFrame, Cut]]) -> list[Dataset]:
     """Contours of a mask `(X, Y, Z)`, slice by slice, in mm."""
-    found = []
+    found: list[Dataset] = []
     for frame, place in pairs:
         pixels = place.of(mask)
         if not pixels.any():

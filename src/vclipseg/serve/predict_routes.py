@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from fastapi import APIRouter, File, Request, Response, UploadFile
@@ -21,6 +21,8 @@ from vclipseg.serve.state import VOLUME, State, attached
 from vclipseg.serve.volumes import DICOM, NIFTI, nifti_bytes
 
 Format = Literal["nifti", "seg", "seg-labelmap", "rtstruct"]
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+SAVED: dict[int | str, dict[str, Any]] = {200: {"content": {NIFTI: BINARY, DICOM: BINARY}}}
 
 
 def predict_routes(state: State) -> APIRouter:
@@ -57,7 +59,7 @@ def predict_routes(state: State) -> APIRouter:
         found, served = scan_of(state, scan), state.catalog.get(run)
         return state.send(request, lambda: mask_of(found, served), "mask.nii.gz")
 
-    @router.get("/scans/{scan}/masks/{run}", responses=VOLUME)
+    @router.get("/scans/{scan}/masks/{run}", responses=SAVED)
     def download(scan: str, run: str, format: Format = "nifti") -> Response:
         """The mask as a file to keep: NIfTI with the data set's own label values, or a DICOM object.
 
