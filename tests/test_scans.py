@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vclipseg.console import Console
+from vclipseg.data import dicom_objects
+from vclipseg.data.dicom import read_series
+from vclipseg.data.dicom_objects import KINDS
 from vclipseg.data.volume import Volume, read_image, read_labels, write
 from vclipseg.errors import DataError, UsageError
-from vclipseg.scans import find_scans, mask_path, predict_scans
+from vclipseg.scans import find_scans, mask_path, object_kind, predict_scans
+
+sys.path.append(str(Path(__file__).parent / "data"))
+import dicom_made
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3, -20], [0, 1, 0, 5], [0, 0, 0, 1]])
 
@@ -20,7 +27,9 @@ class Threshold:
 
     def __init__(self, channels=1, label_values=(0, 1)):
         self.description = {"channel_names": [f"MR{c}" for c in range(channels)]}
+        self.description |= {"method": {"name": "vclipseg"}, "preset": "robust"}
         self.label_values = label_values
+        self.class_names = ("background", "left atrium")
         self.seen = []
 
     def predict(self, volume):
@@ -97,7 +106,7 @@ def test_a_missing_channel(tmp_path):
 
 
 def test_no_scan(tmp_path):
-    with pytest.raises(UsageError, match="no NIfTI, NRRD or MHA image"):
+    with pytest.raises(UsageError, match="no DICOM, NIfTI, NRRD or MHA image"):
         find_scans([tmp_path], 1)
     with pytest.raises(UsageError, match=r"x\.nii\.gz: no such file"):
         find_scans([tmp_path / "x.nii.gz"], 1)
@@ -205,3 +214,73 @@ def test_a_damaged_scan_is_named(tmp_path):
     broken.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"a\.nii\.gz"):
         predict(Threshold(), [broken])
+
+
+# DICOM objects
+
+
+@pytest.fixture
+def extra():
+    """Skips where it cannot be made."""
+    pytest.importorskip("highdicom", reason="the extra `dicom` is not installed")
+
+
+def series(folder, seed=0):
+    return dicom_made.write_series(
+        folder, np.random.default_rng(seed).normal(0, 100, (9, 8, 4)), dicom_made.oblique()
+    )
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_the_mask_of_a_series_as_an_object_of_it(tmp_path, extra, kind):
+    folder = series(tmp_path / "CT chest")
+    predictor = Threshold(label_values=(0, 205))
+    (written,) = predict(predictor, [folder], tmp_path / "out.dcm", dicom=kind)
+    image = read_series(folder)
+    found = dicom_objects.read_labels(written, image, predictor.class_names)
+    assert np.array_equal(found.array, image.array[0] > 0)
+    assert dicom_objects.referenced_series(written) == "1.2.3.4"
+    expected = "RTSTRUCT" if kind == "rtstruct" else "SEG"
+    header = pytest.importorskip("pydicom").dcmread(written)
+    assert header.Modality == expected
+
+
+def test_a_folder_of_series_gives_a_folder_of_objects(tmp_path, extra):
+    for name in ("a", "b"):
+        series(tmp_path / "in" / name)
+    files = predict(Threshold(), [tmp_path / "in"], tmp_path / "out", dicom="seg-labelmap")
+    assert files == [tmp_path / "out/a.dcm", tmp_path / "out/b.dcm"]
+    (beside,) = predict(Threshold(), [tmp_path / "in/a"], dicom="rtstruct", probabilities=True)[1:]
+    assert beside == tmp_path / "in/a_seg.dcm"
+    assert (tmp_path / "in/a_seg_probs.nii.gz").is_file()
+
+
+def test_a_series_as_nifti(tmp_path):
+    folder = series(tmp_path / "a")
+    (written,) = predict(Threshold(), [folder])
+    assert written == tmp_path / "a_seg.nii.gz"
+    np.testing.assert_allclose(read_labels(written).affine, read_series(folder).affine, atol=1e-4)
+
+
+def test_what_no_object_can_be_made_of(tmp_path, extra):
+    scan = save(tmp_path / "a.nii.gz")
+    predictor = Threshold()
+    with pytest.raises(UsageError, match=r"a\.nii\.gz: is no folder of a DICOM series"):
+        predict(predictor, [scan], tmp_path / "out.dcm")
+    with pytest.raises(UsageError, match=r"m\.nii\.gz: a DICOM object is named so: m\.dcm"):
+        predict(predictor, [series(tmp_path / "b")], tmp_path / "m.nii.gz", dicom="seg")
+    with pytest.raises(UsageError, match="pdf: no kind of DICOM object"):
+        predict(predictor, [scan], dicom="pdf")
+    with pytest.raises(UsageError, match="codes are for DICOM objects"):
+        predict(predictor, [scan], codes=tmp_path / "codes.json")
+    (tmp_path / "out.dcm").touch()
+    with pytest.raises(UsageError, match=r"out\.dcm: exists already"):
+        predict(predictor, [tmp_path / "b"], tmp_path / "out.dcm")
+    assert predictor.seen == []
+
+
+def test_a_folder_may_be_named_as_a_file(tmp_path, extra):
+    (tmp_path / "x.dcm").mkdir()
+    assert object_kind(None, tmp_path / "x.dcm") is None
+    assert object_kind(None, tmp_path / "y.DCM") == "seg"
+    assert object_kind("rtstruct", tmp_path / "y.dcm") == "rtstruct"

@@ -238,6 +238,15 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option(help="Also write class probabilities (4D).")
     ] = False,
+    dicom: Annotated[
+        str | None,
+        typer.Option(
+            help="Masks of DICOM series as DICOM: seg, seg-labelmap or rtstruct; seg if -o is NAME.dcm."
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None, typer.Option(help="JSON file of what classes are in SNOMED CT, for DICOM.")
+    ] = None,
     settings: SetOption = [],  # noqa: B006
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -255,6 +264,8 @@ def predict(
         settings,
         overwrite=overwrite,
         probabilities=probabilities,
+        dicom=dicom,
+        codes=codes,
     )
     _print([str(file) for file in files], as_json, [str(file) for file in files])
 

@@ -227,6 +227,8 @@ def predict(
     *,
     overwrite: bool = False,
     probabilities: bool = False,
+    dicom: str | None = None,
+    codes: Path | None = None,
 ) -> list[Path]:
     """Masks of scans and folders of scans."""
     return predict_scans(
@@ -236,6 +238,8 @@ def predict(
         console,
         overwrite=overwrite,
         probabilities=probabilities,
+        dicom=dicom,
+        codes=codes,
     )
 
 

@@ -112,7 +112,7 @@ def test_predict_a_scan_and_save_its_mask(page, server, tmp_path):
     page.set_input_files("input[type=file]", tmp_path / "scan.nii.gz")
     loaded(page, "image", "prediction")
     with page.expect_download() as download:
-        page.click("#download")
+        page.click("#download-nifti")
     assert download.value.suggested_filename == "scan_seg.nii.gz"
     assert download.value.path().read_bytes()[:2] == b"\x1f\x8b"
 

@@ -8,6 +8,8 @@ from dicom_made import oblique, write_series
 from fastapi.testclient import TestClient
 from scans_made import archive, fake_dicom, hostile, nifti, with_header
 
+from vclipseg.data.dicom import read_series
+from vclipseg.data.dicom_objects import read_labels as read_object
 from vclipseg.data.volume import read_image
 from vclipseg.inference import load
 from vclipseg.serve.app import create_app
@@ -52,7 +54,9 @@ def test_the_mask_is_that_of_predict(client, runs, tmp_path, ended):
     assert client.get(f"/api/scans/{scan['id']}/masks/first").status_code == 404
 
 
-def test_a_zipped_dicom_series(client, tmp_path, ended):
+@pytest.fixture
+def sent_series(client, tmp_path, ended):
+    """A zipped DICOM series that was sent and predicted: its folder, and the scan."""
     folder = write_series(
         tmp_path / "series", np.random.default_rng(0).normal(0, 100, (24, 24, 12)), oblique()
     )
@@ -60,7 +64,45 @@ def test_a_zipped_dicom_series(client, tmp_path, ended):
     scan = send(client, ("series.zip", archive(files))).json()
     job = ended(scan["job"], 120)
     assert job["state"] == "done", job
+    return folder, scan
+
+
+def test_a_zipped_dicom_series(client, sent_series):
+    _, scan = sent_series
     assert client.get(f"/api/scans/{scan['id']}/image.nii.gz").status_code == 200
+
+
+@pytest.mark.slow
+def test_the_mask_of_a_dicom_series_as_an_object_of_it(client, sent_series, tmp_path):
+    pytest.importorskip("highdicom", reason="the extra `dicom` is not installed")
+    folder, scan = sent_series
+    assert scan["formats"] == ["nifti", "seg", "seg-labelmap", "rtstruct"]
+    image = read_series(folder)
+    url = f"/api/scans/{scan['id']}/masks/first"
+    expected = read_labels_of(client.get(f"{url}.nii.gz").content, tmp_path / "mask.nii.gz")
+    for kind in ("seg", "rtstruct"):
+        answer = client.get(f"{url}?format={kind}")
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "application/dicom"
+        assert 'filename="series_seg.dcm"' in answer.headers["content-disposition"]
+        assert client.get(f"{url}?format={kind}").content == answer.content  # the same object
+        (tmp_path / f"{kind}.dcm").write_bytes(answer.content)
+        found = read_object(tmp_path / f"{kind}.dcm", image, ("background", "left atrium"))
+        assert np.array_equal(found.array, expected)
+
+
+def read_labels_of(content, path):
+    path.write_bytes(content)
+    return read_image(path).array[0]
+
+
+def test_no_dicom_object_without_a_series(client, ended):
+    scan = send(client, ("a.nii.gz", nifti())).json()
+    assert scan["formats"] == ["nifti"]
+    ended(scan["job"])
+    answer = client.get(f"/api/scans/{scan['id']}/masks/first?format=seg")
+    assert answer.status_code == 400
+    assert "was not sent as DICOM" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", hostile())

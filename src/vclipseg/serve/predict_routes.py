@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from fastapi import APIRouter, File, Request, Response, UploadFile
 
+from vclipseg.data.dicom_objects import check_kind
 from vclipseg.data.plan import Plan
 from vclipseg.data.volume import Volume, read_image, read_labels, write
 from vclipseg.errors import UsageError
 from vclipseg.serve.catalog import NotFound, ServedRun
 from vclipseg.serve.incoming import Scan
 from vclipseg.serve.jobs import Busy, Job
-from vclipseg.serve.reading import read_scan
+from vclipseg.serve.reading import in_own_process, read_scan
 from vclipseg.serve.schemas import JobInfo, ScanInfo
 from vclipseg.serve.state import VOLUME, State, attached
-from vclipseg.serve.volumes import NIFTI, nifti_bytes
+from vclipseg.serve.volumes import DICOM, NIFTI, nifti_bytes
 
-Format = Literal["nifti"]
-FORMATS: dict[str, tuple[str, str, Callable[[Scan, Volume], bytes]]] = {
-    "nifti": (".nii.gz", NIFTI, lambda scan, mask: nifti_bytes(mask)),
-}
-"""Format of a mask -> suffix, media type, and what makes it of a scan and its mask in label values."""
+Format = Literal["nifti", "seg", "seg-labelmap", "rtstruct"]
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+SAVED: dict[int | str, dict[str, Any]] = {200: {"content": {NIFTI: BINARY, DICOM: BINARY}}}
 
 
 def predict_routes(state: State) -> APIRouter:
@@ -44,7 +43,7 @@ def predict_routes(state: State) -> APIRouter:
         except (Busy, UsageError):
             state.scans.remove(scan.id)
             raise
-        return ScanInfo(id=scan.id, name=scan.name, job=JobInfo.of(job))
+        return ScanInfo(id=scan.id, name=scan.name, formats=formats(scan), job=JobInfo.of(job))
 
     @router.get("/scans/{scan}/image.nii.gz", responses=VOLUME)
     def image(scan: str, request: Request) -> Response:
@@ -60,15 +59,20 @@ def predict_routes(state: State) -> APIRouter:
         found, served = scan_of(state, scan), state.catalog.get(run)
         return state.send(request, lambda: mask_of(found, served), "mask.nii.gz")
 
-    @router.get("/scans/{scan}/masks/{run}", responses=VOLUME)
+    @router.get("/scans/{scan}/masks/{run}", responses=SAVED)
     def download(scan: str, run: str, format: Format = "nifti") -> Response:
-        """The mask as a file to keep, with the data set's own label values."""
+        """The mask as a file to keep: NIfTI with the data set's own label values, or a DICOM object.
+
+        The latter are for scans that were sent as DICOM.
+        """
         found, served = scan_of(state, scan), state.catalog.get(run)
-        suffix, media_type, make = FORMATS[format]
-        with state.reading:
-            content = make(found, stored_values(mask_of(found, served), served))
         stem = found.name.split(".")[0] or "scan"
-        return Response(content, media_type=media_type, headers=attached(f"{stem}_seg{suffix}"))
+        with state.reading:
+            if format == "nifti":
+                content = nifti_bytes(stored_values(mask_of(found, served), served))
+                return Response(content, media_type=NIFTI, headers=attached(f"{stem}_seg.nii.gz"))
+            content = dicom_object(found, served, format)
+            return Response(content, media_type=DICOM, headers=attached(f"{stem}_seg.dcm"))
 
     @router.delete("/scans/{scan}", status_code=204)
     def forget(scan: str) -> None:
@@ -142,6 +146,34 @@ def mask_of(scan: Scan, served: ServedRun) -> Volume:
         raise NotFound(f"{scan.name}: has no mask of {served.id} yet")
     stored = read_labels(path)
     return Volume(stored.array.astype(np.uint8), stored.affine)
+
+
+def formats(scan: Scan) -> list[Format]:
+    """What a scan's mask can be saved as."""
+    dicom = scan.kind == "dicom" and find_spec("highdicom") is not None
+    return list(get_args(Format)) if dicom else ["nifti"]
+
+
+def dicom_object(scan: Scan, served: ServedRun, kind: str) -> bytes:
+    """The mask as a DICOM object of the series that was sent; made once.
+
+    Raises:
+        UsageError: the scan was not sent as DICOM, or the extra `dicom` is not installed.
+        DataError: the series is not one that an object can refer to.
+        NotFound: there is no mask yet.
+    """
+    if scan.kind != "dicom":
+        raise UsageError(f"{scan.name}: was not sent as DICOM; its mask is to be had as NIfTI")
+    check_kind(kind)
+    mask, out = scan.mask_path(served.id), scan.folder / f"mask-{served.id}-{kind}.dcm"
+    if not mask.is_file():
+        raise NotFound(f"{scan.name}: has no mask of {served.id} yet")
+    with scan.lock:
+        if not out.is_file():
+            method = f"{served.run.method} ({served.run.setting('settings', 'preset')})"
+            about = (scan.folder / "sent", mask, out, kind, method, *served.class_names)
+            in_own_process(scan, "vclipseg.serve.encode", *about)
+        return out.read_bytes()
 
 
 def stored_values(mask: Volume, served: ServedRun) -> Volume:

@@ -18,6 +18,7 @@ from vclipseg.serve.incoming import Scan
 from vclipseg.serve.limits import ScanLimits, TooMuch
 
 DICOM_SECONDS = 300
+DAMAGED = "cannot be read as a DICOM series; it may be damaged"
 
 
 def read_scan(scan: Scan, plan: Plan, limits: ScanLimits) -> Volume:
@@ -62,10 +63,20 @@ def convert(scan: Scan, limits: ScanLimits) -> None:
         DataError: it is no regular series, or the process came to an end.
     """
     sent = scan.folder / "sent"
-    command = [sys.executable, "-m", "vclipseg.serve.decode", str(sent), str(scan.image_path)]
+    in_own_process(scan, "vclipseg.serve.decode", sent, scan.image_path, limits.voxels)
+    if not scan.image_path.is_file():
+        raise DataError(f"{scan.name}: {DAMAGED}")
+
+
+def in_own_process(scan: Scan, module: str, *arguments: object) -> None:
+    """Run a module that reads DICOM files of a scan; they may end it, but not the server.
+
+    Raises:
+        DataError: it says why it cannot, or it came to an end.
+    """
     try:
         done = subprocess.run(
-            [*command, str(limits.voxels)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=DICOM_SECONDS,
@@ -75,8 +86,8 @@ def convert(scan: Scan, limits: ScanLimits) -> None:
         raise DataError(f"{scan.name}: took too long to read") from error
     if done.returncode == 3:
         raise DataError(_own_names(done.stderr.strip(), scan))
-    if done.returncode or not scan.image_path.is_file():
-        raise DataError(f"{scan.name}: cannot be read as a DICOM series; it may be damaged")
+    if done.returncode:
+        raise DataError(f"{scan.name}: {DAMAGED}")
 
 
 def _own_names(message: str, scan: Scan) -> str:

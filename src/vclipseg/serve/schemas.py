@@ -77,10 +77,11 @@ class JobInfo(BaseModel):
 
 
 class ScanInfo(BaseModel):
-    """A scan that was sent, and the job that predicts it."""
+    """A scan that was sent, and the job that predicts it; `formats` are those to save its mask in."""
 
     id: str
     name: str
+    formats: list[str]
     job: JobInfo
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from vclipseg.data.volume import Volume
 
 NIFTI = "application/gzip"
+DICOM = "application/dicom"
 LEVEL = 1
 """Of the compression: what is sent once is better sent soon."""
 

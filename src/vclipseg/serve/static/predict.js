@@ -4,6 +4,8 @@ import { finished, send, url } from "./api.js";
 import { h, say } from "./dom.js";
 import { Viewer, legend } from "./viewer.js";
 
+const FORMATS = { nifti: "NIfTI", seg: "DICOM-SEG", rtstruct: "RTSTRUCT" };
+
 export async function predict(root, { run }) {
   const state = { stopped: false };
   const viewer = new Viewer(run.classes);
@@ -73,7 +75,9 @@ export async function predict(root, { run }) {
       h("table", { className: "facts" }, h("tbody", {}, Object.entries(volumes).map(([name, ml]) =>
         h("tr", {}, h("td", {}, name), h("td", { className: "number" }, `${ml.toFixed(2)} ml`))))),
       h("p", { className: "hint" }, `Decoders differ by ${(100 * uncertainty).toFixed(1)} % of what was found.`),
-      h("a", { className: "button", id: "download", href: mask, download: "" }, "Download NIfTI"));
+      ...Object.entries(FORMATS).filter(([format]) => scan.formats.includes(format)).map(([format, name]) =>
+        h("a", { className: "button", id: `download-${format}`, href: `${mask}?format=${format}`, download: "" },
+          `Download ${name}`)));
     result.hidden = false;
     await viewer.show({ image: url("scans", scan.id, "image.nii.gz"), prediction: `${mask}.nii.gz` });
     viewer.center(viewer.layers.prediction.img2RAS?.() ?? []);
