@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
-from vclipseg.data.formats import strip_suffix
+from vclipseg.data.dicom import series_files
+from vclipseg.data.dicom_tree import Series, name_series, scan_tree
+from vclipseg.data.formats import is_series, strip_suffix
 from vclipseg.data.volume import Volume, read_image, with_values, write
 from vclipseg.errors import UsageError
 from vclipseg.inference import Predictor
@@ -19,7 +21,7 @@ CHANNEL = re.compile(r"_(\d{4})$")
 
 @dataclass(frozen=True)
 class Scan:
-    """One case to predict: a file a channel, or one file with all of them."""
+    """One case to predict: a file a channel, or one file with all of them; a DICOM series by its path."""
 
     name: str
     files: tuple[Path, ...]
@@ -28,6 +30,8 @@ class Scan:
 def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     """Files as they are, folders file by file; CASE_0000, CASE_0001 ... are one case's channels.
 
+    Of DICOM files, in folders or not, each series is a scan, called as its folder.
+
     Masks that an earlier prediction left beside the scans of a folder are not scans.
 
     Raises:
@@ -35,13 +39,13 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     """
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in inputs:
-        files = _scan_files(path) if path.is_dir() else [path]
-        if not files:
-            raise UsageError(f"{path}: no NIfTI, NRRD or MHA image in this folder")
-        for file in files:
-            if not file.is_file():
+        found = _named_files(path)
+        if not found:
+            raise UsageError(f"{path}: no DICOM, NIfTI, NRRD or MHA image in this folder")
+        for name, file in found:
+            if not file.exists():
                 raise UsageError(f"{file}: no such file")
-            group = groups.setdefault((file.parent, _case_name(file, channels)), [])
+            group = groups.setdefault((file.parent, _case_name(name, channels)), [])
             if file not in group:
                 group.append(file)
     scans = [Scan(name, tuple(sorted(files))) for (_, name), files in groups.items()]
@@ -54,16 +58,37 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     return scans
 
 
-def _scan_files(folder: Path) -> list[Path]:
-    files = image_files(folder)
-    scans = {strip_suffix(file) for file in files} | {_case_name(file, 10_000) for file in files}
+def _named_files(path: Path) -> list[tuple[str, Path]]:
+    """Names and paths of the images of a folder, without masks; or of a file, with its series if it has one."""
+    if not path.is_dir():
+        return [_file_of_series(path)] if is_series(path) else [(strip_suffix(path), path)]
+    series = scan_tree(path).series
+    found = list(zip(name_series(series), (s.path for s in series), strict=True))
+    found += [(strip_suffix(file), file) for file in image_files(path)]
+    scans = {name for name, _ in found} | {_case_name(name, 10_000) for name, _ in found}
     outputs = {f"{scan}{ending}" for scan in scans for ending in ("_seg", "_seg_probs")}
-    return [file for file in files if strip_suffix(file) not in outputs]
+    return [(name, file) for name, file in found if name not in outputs]
 
 
-def _case_name(file: Path, channels: int) -> str:
-    """The file's name without a channel number; numbers that no channel has belong to the name."""
-    stem = strip_suffix(file)
+def _file_of_series(path: Path) -> tuple[str, Path]:
+    """A name for the series of a file and, whichever of its files that is, the same path."""
+    files = sorted(series_files(path), key=lambda file: file.path)
+    first = files[0].path
+    return name_series([Series(first, first.parent, files[0])])[0], first
+
+
+def _notes(inputs: Sequence[Path], scans: Sequence[Scan]) -> Iterator[str]:
+    """What of folders of DICOM is left aside, and which scans have other names than their folders."""
+    for path in filter(Path.is_dir, inputs):
+        for problem in scan_tree(path).problems:
+            yield f"{problem.file}: {problem.message}"
+    for scan in scans:
+        if scan.files[0].is_dir() and scan.name not in scan.files[0].resolve().name:
+            yield f"{scan.files[0]}: called {scan.name}, as its name tells who the patient is"
+
+
+def _case_name(stem: str, channels: int) -> str:
+    """A file's name without a channel number; numbers that no channel has belong to the name."""
     number = CHANNEL.search(stem)
     return stem[: number.start()] if number and int(number[1]) < channels else stem
 
@@ -101,6 +126,8 @@ def predict_scans(
         UsageError: a file is there already and `overwrite` is off; nothing is predicted then.
     """
     scans = find_scans(inputs, len(predictor.description["channel_names"]))
+    for note in _notes(inputs, scans):
+        console.note(note)
     targets = [mask_path(scan, output, len(scans) > 1) for scan in scans]
     written_too = [_probs_path(target) for target in targets] if probabilities else []
     taken = [path for path in (*targets, *written_too) if path.exists()]
