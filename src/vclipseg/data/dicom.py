@@ -112,6 +112,8 @@ def series_files(path: str | Path) -> list[DicomFile]:
         DataError: There is no series or more than one, or a file beside its files cannot be read.
     """
     path = Path(path)
+    if not path.exists():
+        raise _no_files(path)
     if path.is_dir():
         found = [read_file(file) for file in files_below(path)]
         wanted = {f.series: f for f in found if f.kind == "image"}
@@ -297,6 +299,7 @@ def _stacked(path: Path, slices: Sequence[Slice]) -> Stack:
     _check_steps(path, slices, steps)
     offsets = positions - positions[0]
     sideways = np.stack([offsets @ x, offsets @ y], axis=1) / first.spacing  # (Z, 2) pixels
+    sideways = sideways.round(3)
     shape, origin, shifts = slices[0].file.shape, positions[0], None
     if np.abs(sideways).max() > ASKEW_PIXELS:
         _check_tilt(path, sideways)
