@@ -25,7 +25,7 @@ from vclipseg.data.check import check_dataset
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.dicom_labels import read_dicom_label
 from vclipseg.data.fix import fix_copy
-from vclipseg.data.volume import Volume, read_header, write
+from vclipseg.data.volume import Volume, read_header, reorient, write
 from vclipseg.errors import DataError, UsageError
 
 SHAPE = (9, 7, 5)
@@ -355,3 +355,11 @@ def test_what_reads_segmentations_may_not_be_installed(monkeypatch, tmp_path):
     monkeypatch.delattr("vclipseg.data.dicom_objects", raising=False)
     with pytest.raises(UsageError, match=r"pip install 'vclipseg\[dicom\]'"):
         read_dicom_label(tmp_path / "seg.dcm", Volume(scan()[None], oblique()), ("background", "x"))
+
+
+def test_labels_may_have_their_axes_turned(folders):
+    """As of a volume that a converter made of the series."""
+    write(reorient(Volume(labels(), AXIAL), "RAS"), folders / "labels" / "a.nii.gz")
+    dataset = open_dataset(folders)
+    np.testing.assert_array_equal(dataset.labels(dataset.case("a")).array, labels())
+    assert check_dataset(folders).problems == ()

@@ -26,6 +26,7 @@ from vclipseg.data.grids import (
     overhang,
     same_grid,
     turned,
+    turned_like,
 )
 from vclipseg.data.formats import is_series
 from vclipseg.data.volume import (
@@ -205,6 +206,8 @@ def _inspect_label(
     except DataError as error:
         problems.append(_unreadable(case, file, error))
         return None
+    if image and is_series(case.images[0]):
+        volume = turned_like(volume, image)
     if image:
         problems += _label_geometry(case, file, image, header_of(volume))
     counts = _count_values(volume.array)

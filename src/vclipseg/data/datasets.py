@@ -11,6 +11,8 @@ import numpy as np
 
 from vclipseg.data.cases import Case, Layout, Listing, read_json
 from vclipseg.data.dicom_labels import is_object, read_on_grid
+from vclipseg.data.formats import is_series
+from vclipseg.data.grids import turned_like
 from vclipseg.data.layouts import list_cases
 from vclipseg.data.reviews import read_reviews
 from vclipseg.data.splits import Split, split_cases
@@ -99,6 +101,8 @@ class Dataset:
         if is_object(case.label):
             return read_on_grid(case.label, read_header(case.images[0]), self.class_names)
         stored = read_labels(case.label)
+        if case.images and is_series(case.images[0]):
+            stored = turned_like(stored, read_header(case.images[0]))
         classes = np.zeros(stored.array.shape, dtype=np.uint8)
         known = stored.array == self.label_values[0]
         for index, value in enumerate(self.label_values[1:], start=1):

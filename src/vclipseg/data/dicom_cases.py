@@ -20,6 +20,7 @@ from vclipseg.data.dicom_tree import (
     unrevealing,
 )
 from vclipseg.data.findings import Problem
+from vclipseg.data.formats import image_suffix
 
 _IMAGE_FOLDERS = ("images", "imagesTr", "imagesUn", "imagesTs")
 
@@ -33,12 +34,10 @@ def list_dicom(root: Path) -> Listing:
         Case(name, (s.path,), labels.get(s.file.series), "train", name)
         for name, s in zip(names, tree.series, strict=True)
     ]
-    name = root.resolve().name
-    revealing = any(s.file.reveals(name) for s in tree.series)
     return Listing(
         root=root,
         layout="dicom",
-        name="dicom" if revealing else name,
+        name=root.resolve().name,
         cases=tuple(cases),
         problems=(*tree.problems, *problems),
     )
@@ -67,7 +66,7 @@ def _labels_by_series(
 def with_dicom_facts(listing: Listing) -> Listing:
     """A listing with what headers say: patients as subjects, modality as channel, segments as classes.
 
-    Cases and subjects whose names would tell who the patient is get others.
+    What would tell by its name who the patient is gets another: cases, subjects and the data set.
     """
     series = [series_of(case.images[0]) for case in listing.cases]
     if not any(series):
@@ -76,9 +75,11 @@ def with_dicom_facts(listing: Listing) -> Listing:
     modalities = {s.file.modality if s else "" for s in series}
     one = len(modalities) == 1 and all(len(case.images) == 1 for case in cases)
     labels = [c.label for c in cases if c.label and c.split == "train"]
+    revealing = any(s.file.reveals(listing.name) for s in series if s)
     aside = () if listing.layout == "dicom" else _IMAGE_FOLDERS
     return replace(
         listing,
+        name="dicom" if revealing else listing.name,
         cases=cases,
         channel_names=listing.channel_names or (tuple(modalities - {""}) if one else ()),
         labels=listing.labels or classes_of(labels),
@@ -102,3 +103,11 @@ def _with_subjects(cases: Sequence[Case], series: Sequence[Series | None]) -> tu
         subject = patient if case.subject == case.case_id else given
         renamed.append(replace(case, case_id=name, subject=subject))
     return tuple(renamed)
+
+
+def shown_label(case: Case) -> Path | None:
+    """A label's path as a run folder may name it: not as the patient of its image."""
+    series = series_of(case.images[0]) if case.label else None
+    if case.label and series and series.file.reveals(str(case.label)):
+        return Path(f"{case.case_id}{image_suffix(case.label) or case.label.suffix}")
+    return case.label
