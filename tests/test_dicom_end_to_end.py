@@ -20,7 +20,7 @@ from vclipseg.data.volume import Volume, read_image, read_labels, reorient, writ
 from vclipseg.errors import UsageError
 from vclipseg.scans import find_scans, predict_scans
 
-SET = [part for override in TINY for part in ("--set", override)]
+SET = [part for override in (*TINY, "train.steps=40") for part in ("--set", override)]
 SHAPE = (24, 20, 18)
 
 
@@ -93,7 +93,8 @@ def test_the_whole_way(scans, tmp_path, run_cli, monkeypatch):
         assert code == 0, err
         mask = reorient(read_labels(tmp_path / f"{name}.nii.gz"))
         expected = reorient(read_labels(again))
-        assert 0 < expected.array.mean() < 1
+        assert expected.array.any()
+        assert not expected.array.all()
         np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
         np.testing.assert_array_equal(mask.array, expected.array)
         np.testing.assert_allclose(

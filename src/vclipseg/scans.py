@@ -59,7 +59,7 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
 
 
 def _named_files(path: Path) -> list[tuple[str, Path]]:
-    """Names and paths of the images of a folder, without masks; or of a file, with its series if it has one."""
+    """Names and paths of the images of a folder, without masks; or of a file or the series that it is of."""
     if not path.is_dir():
         return [_file_of_series(path)] if is_series(path) else [(strip_suffix(path), path)]
     series = scan_tree(path).series

@@ -317,7 +317,9 @@ def test_copies_of_a_slice(folder):
 
 
 def test_overviews_and_reports_are_not_slices(folder, array):
-    write_slice(folder / "scout.dcm", array[:3, :, 0], AXIAL, t0008_0008="ORIGINAL\\PRIMARY\\LOCALIZER")
+    write_slice(
+        folder / "scout.dcm", array[:3, :, 0], AXIAL, t0008_0008="ORIGINAL\\PRIMARY\\LOCALIZER"
+    )
     write_object(folder / "report.dcm")
     assert_same_in_the_world(read_series(folder), array, oblique())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from types import SimpleNamespace
@@ -148,19 +149,13 @@ def test_any_tree_is_a_data_set(tmp_path):
     save_series(tmp_path / "x" / "2", 2, names=list("abcde"))
     save_series(tmp_path / "x" / "2", 3, names=list("vwxyz"), t0020_0011="4")
     found = cases(tmp_path)
-    assert list(found) == ["SE1", "2-4", f"2-{digest('1.9.2')}"] or set(found) == {
-        "SE1",
-        "2-4",
-        f"2-{digest('1.9.2')}",
-    }
+    assert list(found) == ["SE1", f"2-{digest('1.9.2')}", "2-4"]
     assert found["SE1"].images == (tmp_path / "x" / "1" / "SE1",)
     assert found["2-4"].images == (tmp_path / "x" / "2" / "v",)
     assert open_dataset(tmp_path, class_names=["organ"]).layout == "dicom"
 
 
 def digest(uid: str) -> str:
-    import hashlib
-
     return hashlib.sha256(uid.encode()).hexdigest()[:8]
 
 
@@ -201,6 +196,10 @@ def test_what_is_no_scan_is_left_aside_with_a_note(tmp_path):
     assert list(cases(tmp_path)) == ["a"]
 
 
+def move(file, place):
+    edit(file, ImagePositionPatient=place)
+
+
 def broken_series(breaks):
     def save(folder):
         save_series(folder)
@@ -214,10 +213,10 @@ def broken_series(breaks):
     [
         ("dicom-missing-slices", lambda f: save_series(f, slices=[0, 1, 3, 4])),
         ("dicom-duplicate-slices", broken_series(lambda f: shutil.copy(f / "1-002.dcm", f / "c"))),
-        ("dicom-uneven-slices", broken_series(lambda f: edit(f / "1-005.dcm", ImagePositionPatient=[0, 0, 8.7]))),
-        ("dicom-shifted-slices", broken_series(lambda f: edit(f / "1-003.dcm", ImagePositionPatient=[3, 0, 4]))),
+        ("dicom-uneven-slices", broken_series(lambda f: move(f / "1-005.dcm", [0, 0, 8.7]))),
+        ("dicom-shifted-slices", broken_series(lambda f: move(f / "1-003.dcm", [3, 0, 4]))),
         ("dicom-mixed-grids", broken_series(lambda f: edit(f / "1-002.dcm", PixelSpacing=[1, 1]))),
-        ("dicom-no-place", broken_series(lambda f: edit(f / "1-002.dcm", ImagePositionPatient=None))),
+        ("dicom-no-place", broken_series(lambda f: move(f / "1-002.dcm", None))),
         ("dicom-color", broken_series(lambda f: edit(f / "1-002.dcm", SamplesPerPixel=3))),
         ("unreadable-file", broken_series(lambda f: (f / "1-002.dcm").write_bytes(b"nothing"))),
     ],
@@ -251,9 +250,7 @@ def test_a_file_that_cannot_be_read_among_no_slices(tmp_path):
 def test_no_case_is_called_as_its_patient(tmp_path, name):
     save_series(tmp_path / "tree" / name)
     save_series(tmp_path / "tree" / "other", 1)
-    assert list(cases(tmp_path / "tree")) == [f"series-{digest('1.9.0')}", "other"] or set(
-        cases(tmp_path / "tree")
-    ) == {f"series-{digest('1.9.0')}", "other"}
+    assert list(cases(tmp_path / "tree")) == [f"series-{digest('1.9.0')}", "other"]
     save_series(tmp_path / "set" / "images" / name)
     save_label(tmp_path / "set" / "labels" / f"{name}.nii.gz")
     (case,) = cases(tmp_path / "set").values()

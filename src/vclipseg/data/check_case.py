@@ -15,6 +15,7 @@ from vclipseg.data.dicom import tilt
 from vclipseg.data.dicom_headers import SeriesError
 from vclipseg.data.dicom_labels import is_object, read_on_grid
 from vclipseg.data.findings import Problem
+from vclipseg.data.formats import is_series
 from vclipseg.data.grids import (
     SNAP_VOXELS,
     corner_shift,
@@ -28,7 +29,6 @@ from vclipseg.data.grids import (
     turned,
     turned_like,
 )
-from vclipseg.data.formats import is_series
 from vclipseg.data.volume import (
     WRITE_SUFFIXES,
     Header,

@@ -300,7 +300,8 @@ def _stacked(path: Path, slices: Sequence[Slice]) -> Stack:
     offsets = positions - positions[0]
     sideways = np.stack([offsets @ x, offsets @ y], axis=1) / first.spacing  # (Z, 2) pixels
     sideways = sideways.round(3)
-    shape, origin, shifts = slices[0].file.shape, positions[0], None
+    shape, origin = slices[0].file.shape, positions[0]
+    shifts: np.ndarray | None = None
     if np.abs(sideways).max() > ASKEW_PIXELS:
         _check_tilt(path, sideways)
         corner = np.floor(sideways.min(axis=0))

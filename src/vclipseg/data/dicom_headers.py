@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 Kind = Literal["image", "label", "other"]
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-_SCANS = {_STORAGE + end for end in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130")}
+_SCANS = {
+    _STORAGE + end for end in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130")
+}
 """CT, MR and PET: classic, enhanced (several frames a file) and converted to that."""
 _LABELS = {_STORAGE + end for end in ("66.4", "66.7", "481.3")}
 """Segmentation, label map segmentation, structure set."""
@@ -66,7 +68,9 @@ class SeriesError(DataError):
         file: the file to look at, if it is one.
     """
 
-    def __init__(self, message: str, code: str = "unreadable-file", file: Path | None = None) -> None:
+    def __init__(
+        self, message: str, code: str = "unreadable-file", file: Path | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.file = file
@@ -188,9 +192,7 @@ def _read(path: Path, size: int, changed: int) -> DicomFile:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that the standard would spell another way
         try:
-            header = pydicom.dcmread(
-                path, stop_before_pixels=True, force=True, specific_tags=_TAGS
-            )
+            header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
             return _describe(path, header)
         except SeriesError:
             raise
@@ -319,7 +321,10 @@ def _frame(spacing: Any, orientation: Any, position: Any, rescale: Any = None) -
     axes = np.reshape([float(n) for n in orientation.ImageOrientationPatient], (2, 3))
     x, y, z = (float(mm) for mm in position.ImagePositionPatient)
     place = np.array([x, y, z])
-    if not np.isfinite([*place, *axes.flat, row_mm, column_mm]).all() or min(row_mm, column_mm) <= 0:
+    if (
+        not np.isfinite([*place, *axes.flat, row_mm, column_mm]).all()
+        or min(row_mm, column_mm) <= 0
+    ):
         raise ValueError("no finite numbers")
     if not np.allclose(axes @ axes.T, np.eye(2), atol=_RIGHT_ANGLE):
         raise ValueError("rows and columns are not at right angles")

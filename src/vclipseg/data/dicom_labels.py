@@ -1,4 +1,4 @@
-"""Labels that are DICOM objects: segmentations and structure sets, read by `dicom_objects` where that is installed."""
+"""Labels that are DICOM objects, segmentations and structure sets; `dicom_objects` reads them."""
 
 from __future__ import annotations
 

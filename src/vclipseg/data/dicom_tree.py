@@ -203,7 +203,7 @@ def group_patients(series: Sequence[Series | None], names: Sequence[str]) -> lis
 
 
 def named_series(folder: Path) -> list[tuple[str, Series]]:
-    """Name and series of all DICOM in a folder of images: each folder in it is a case, and is what it is called.
+    """Name and series of all DICOM in a folder of images; each folder in it is a case of that name.
 
     A case's own folder may have any folders in it. Files that are in no folder are told apart by series.
     """
