@@ -298,7 +298,7 @@ def objects(monkeypatch):
 
 
 def save_object(path, about, name="spleen", sop="66.4"):
-    return write_object(path, sop, f"1.4.{name}", about, SeriesDescription=name)
+    return write_object(path, sop, f"1.4.{len(name)}", about, SeriesDescription=name)
 
 
 def test_segmentations_are_labels_of_the_series_they_reference(objects, tmp_path):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,11 +28,15 @@ from vclipseg.data.dicom_headers import (
     SeriesError,
     files_below,
     is_dicom,
+    quietly,
     read_file,
     unreadable,
 )
 from vclipseg.data.formats import itk_affine
 from vclipseg.data.volume import Header, Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 UNEVEN = 0.1
 """Slices are evenly spaced if no distance is off the usual one by more than this share of it."""
@@ -371,25 +376,28 @@ def _stored(path: Path) -> np.ndarray:
     """
     import pydicom
 
-    try:
-        source = pydicom.dcmread(path)
-        bare = pydicom.Dataset()
-        for name in _PIXELS:
-            setattr(bare, name, source[name].value)
-        bare["PixelData"].VR = source["PixelData"].VR
-        bare["PixelData"].is_undefined_length = source["PixelData"].is_undefined_length
-        bare.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"  # any of several frames
-        bare.SOPInstanceUID = pydicom.uid.generate_uid()
-        bare.file_meta = pydicom.dataset.FileMetaDataset()
-        bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID
-        bare.file_meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
-        with TemporaryDirectory() as folder:
-            bare.save_as(file := Path(folder) / "frames.dcm", enforce_file_format=True)
-            return _decoded(file, path)
-    except SeriesError:
-        raise
-    except Exception as error:  # of pydicom, of any kind where a file is damaged
-        raise unreadable(path) from error
+    with quietly(), TemporaryDirectory() as folder:
+        file = Path(folder) / "frames.dcm"
+        try:
+            _bare(pydicom.dcmread(path)).save_as(file, enforce_file_format=True)
+        except Exception as error:  # of pydicom, of any kind where a file is damaged
+            raise unreadable(path) from error
+        return _decoded(file, path)
+
+
+def _bare(source: Dataset) -> Dataset:
+    """Nothing but the pixels of a file, as they are stored there."""
+    import pydicom
+
+    bare = pydicom.Dataset()
+    for name in _PIXELS:
+        bare[name] = source[name]
+    bare.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"  # any images of several frames
+    bare.SOPInstanceUID = pydicom.uid.generate_uid()
+    bare.file_meta = pydicom.dataset.FileMetaDataset()
+    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID
+    bare.file_meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
+    return bare
 
 
 def _decoded(file: Path, path: Path) -> np.ndarray:

@@ -6,9 +6,11 @@ apart, and is never shown.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -189,8 +191,7 @@ def _read(path: Path, size: int, changed: int) -> DicomFile:
     """Size and time of the last change make the memory forget files that were rewritten."""
     import pydicom
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that the standard would spell another way
+    with quietly():
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
             return _describe(path, header)
@@ -198,6 +199,20 @@ def _read(path: Path, size: int, changed: int) -> DicomFile:
             raise
         except Exception as error:  # of pydicom, of any kind where a file is damaged
             raise unreadable(path) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within it, pydicom does not tell of odd values, as it would quote them."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.disabled = True
+        try:
+            yield
+        finally:
+            logger.disabled = before
 
 
 def _describe(path: Path, header: Dataset) -> DicomFile:
