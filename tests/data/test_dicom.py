@@ -131,9 +131,10 @@ def test_no_files(tmp_path):
 
 
 def test_several_series(folder, array):
-    write_slice(
-        folder / "scout.dcm", array[:, :, 0], AXIAL, series="1.2.99.77", description="Scout"
-    )
+    more = {"series": "1.2.99.77", "description": "Scout"}
+    write_slice(folder / "scout.dcm", array[:, :, 0], AXIAL, **more)
+    assert read_series(folder).shape == SHAPE  # a single slice is no volume
+    write_slice(folder / "scout2.dcm", array[:, :, 0], oblique(), **more)
     refused(folder, "2 series", "Pancreas (...1.2.3.4)", "Scout (....2.99.77)", "folder of its own")
 
 

@@ -182,7 +182,7 @@ def test_what_is_no_scan_is_left_aside_with_a_note(tmp_path):
         tmp_path / "a" / "scout", scan()[:, :, 0], AXIAL, series="1.8",
         t0008_0008="ORIGINAL\\PRIMARY\\LOCALIZER",
     )  # fmt: skip
-    write_slice(tmp_path / "b" / "one.dcm", scan()[:, :, 0], AXIAL, series="1.7")
+    write_slice(tmp_path / "a" / "one.dcm", scan()[:, :, 0], AXIAL, series="1.7")
     for n, sop in enumerate(("88.33", "88.59", "11.1", "481.5")):
         write_object(tmp_path / "b" / f"{n}.dcm", sop, f"1.6.{n}")
     write_object(tmp_path / "c" / "shot.dcm", "7", "1.5", Rows=4, Columns=4)
@@ -194,6 +194,7 @@ def test_what_is_no_scan_is_left_aside_with_a_note(tmp_path):
     for word in ("localizer", "single slice", "secondary capture", "SR", "Key Object", "Grayscale"):
         assert word in told
     assert list(cases(tmp_path)) == ["a"]
+    assert open_dataset(tmp_path, class_names=["x"]).image(cases(tmp_path)["a"]).shape == SHAPE
 
 
 def move(file, place):

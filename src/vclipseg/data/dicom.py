@@ -12,7 +12,7 @@ What cannot be a volume is refused: gaps, two slices in one place, slices of sev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from vclipseg.data.dicom_headers import (
     SeriesError,
     files_below,
     is_dicom,
+    is_flat,
     quietly,
     read_file,
     unreadable,
@@ -121,7 +122,7 @@ def series_files(path: str | Path) -> list[DicomFile]:
         raise _no_files(path)
     if path.is_dir():
         found = [read_file(file) for file in files_below(path)]
-        wanted = {f.series: f for f in found if f.kind == "image"}
+        wanted = _volumes(f for f in found if f.kind == "image")
     else:
         one = read_file(path)
         found = [read_file(file) for file in dicom_files(path.parent)]
@@ -131,7 +132,16 @@ def series_files(path: str | Path) -> list[DicomFile]:
         raise _several_series(path, list(wanted.values()))
     if not wanted:
         raise _no_series(path, found) if found else _no_files(path)
-    return [f for f in found if f.kind == "image"]
+    return [f for f in found if f.kind == "image" and f.series in wanted]
+
+
+def _volumes(images: Iterable[DicomFile]) -> dict[str, DicomFile]:
+    """The series of some images, by a file of each; those of one slice only where there is no other."""
+    series: dict[str, list[DicomFile]] = {}
+    for file in images:
+        series.setdefault(file.series, []).append(file)
+    thick = {uid: files[0] for uid, files in series.items() if not is_flat(files)}
+    return thick or {uid: files[0] for uid, files in series.items()}
 
 
 def stored_series(path: Path) -> tuple[Path, ...]:

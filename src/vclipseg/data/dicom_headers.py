@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -148,6 +148,11 @@ def is_dicom(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(128)
         return file.read(4) == b"DICM"
+
+
+def is_flat(files: Sequence[DicomFile]) -> bool:
+    """Whether the images of a series are one sound slice: an overview or the like."""
+    return len(files) == 1 and files[0].flaw is None and len(files[0].frames) == 1
 
 
 def files_below(folder: Path) -> Iterator[Path]:

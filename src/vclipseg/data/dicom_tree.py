@@ -14,7 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vclipseg.data.dicom_headers import DicomFile, SeriesError, files_below, is_dicom, read_file
+from vclipseg.data.dicom_headers import (
+    DicomFile,
+    SeriesError,
+    files_below,
+    is_dicom,
+    is_flat,
+    read_file,
+)
 from vclipseg.data.findings import Problem
 from vclipseg.data.formats import hidden
 
@@ -91,17 +98,12 @@ def _sorted_out(root: Path, paths: Iterable[Path]) -> Tree:
             labels.append(file)
         else:
             aside[file.series, file.note].append(path)
-    for uid in [uid for uid, files in scans.items() if _is_flat(files)]:
+    for uid in [uid for uid, files in scans.items() if is_flat(files)]:
         aside[uid, "single slice"] = [file.path for file in scans.pop(uid)]
     series = sorted(_located(root, scans), key=lambda s: s.path)
     problems = [_put_aside(note, files) for (_, note), files in aside.items()]
     problems += [_broken(path, error) for path, error in broken if not _beside(path, series)]
     return Tree(tuple(series), tuple(labels), tuple(problems))
-
-
-def _is_flat(files: Sequence[DicomFile]) -> bool:
-    """Whether it is one slice, whole and sound: an overview or the like."""
-    return len(files) == 1 and files[0].flaw is None and len(files[0].frames) == 1
 
 
 def _located(root: Path, scans: dict[str, list[DicomFile]]) -> list[Series]:
@@ -169,16 +171,17 @@ def unrevealing(name: str, series: Series) -> str:
 
 
 def series_of(path: Path) -> Series | None:
-    """The series that a path stands for, from the header of one file; None if it is no DICOM."""
-    files = files_below(path) if path.is_dir() else [path] if is_dicom(path) else []
-    for file in files:
-        try:
-            header = read_file(file)
-        except SeriesError:
-            continue
-        if header.kind == "image":
-            return Series(path, path if path.is_dir() else path.parent, header)
-    return None
+    """The series that a path stands for; None if it is no DICOM."""
+    if path.is_dir():
+        found = scan_tree(path).series
+        return replace(found[0], path=path) if found else None
+    if not is_dicom(path):
+        return None
+    try:
+        file = read_file(path)
+    except SeriesError:
+        return None
+    return Series(path, path.parent, file) if file.kind == "image" else None
 
 
 def group_patients(series: Sequence[Series | None], names: Sequence[str]) -> list[str]:
@@ -231,7 +234,12 @@ def label_objects(folder: Path) -> list[tuple[str, DicomFile]]:
 
 def put_aside(folder: Path) -> tuple[Problem, ...]:
     """What a folder of images has that is no scan."""
-    return scan_tree(folder).problems if folder.is_dir() else ()
+    if not folder.is_dir():
+        return ()
+    tree = scan_tree(folder)
+    message = "left aside, as it is a segmentation: put it into the folder of labels."
+    lost = (Problem("dicom-skipped", "", f.path, message, "warning") for f in tree.labels)
+    return (*tree.problems, *lost)
 
 
 def _entries(folder: Path) -> list[Path]:
