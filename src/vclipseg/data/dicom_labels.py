@@ -24,13 +24,14 @@ def read_dicom_label(path: Path, image: Volume, classes: Sequence[str]) -> Volum
     Args:
         path: The object's file.
         image: The image it is of; only its grid is looked at.
-        classes: Names of the classes, the background first; segments of other names are left out.
+        classes: Names of the classes, the background first; segments of other names are left out. A class
+            without a segment is absent, as empty ones are often not stored.
 
     Raises:
         DataError: It cannot be read, or does not lie on the image.
         UsageError: What reads it is not installed.
     """
-    return _reader(path).read_labels(path, image, classes)
+    return _reader(path).read_labels(path, image, classes, allow_missing=True)
 
 
 def read_on_grid(path: Path, image: Header, classes: Sequence[str]) -> Volume:
