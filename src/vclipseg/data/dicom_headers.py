@@ -249,7 +249,7 @@ def _describe(path: Path, header: Dataset) -> DicomFile:
 def _text(header: Dataset, key: str) -> str:
     """The text of an element; empty where it is missing. Other character sets lose what has no place."""
     text = str(header.get(key) if header.get(key) is not None else "").strip(" \0")
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text.encode(errors="replace").decode()
 
 
 def _secrets(header: Dataset) -> tuple[str, ...]:
