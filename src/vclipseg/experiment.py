@@ -19,6 +19,7 @@ from vclipseg.console import Console
 from vclipseg.data.batch import PatchSampler, made_ahead
 from vclipseg.data.cache import PreparedCases, prepare, training_cases
 from vclipseg.data.datasets import Dataset, Split, open_dataset, split_cases
+from vclipseg.data.dicom_cases import shown_label
 from vclipseg.data.plan import Plan, make_plan
 from vclipseg.data.resident import Resident
 from vclipseg.device import Machine, available_memory, is_out_of_memory
@@ -358,7 +359,7 @@ def evaluate_run(
     summary["train_seconds"] = run.train_seconds
     summary["remarks"] = list(dataset.remarks)
     predictions = {i: run.folder / "predictions" / f"{i}.nii.gz" for i in case_ids}
-    references = {i: dataset.case(i).label for i in case_ids}
+    references = {i: shown_label(dataset.case(i)) for i in case_ids}
     write_scores(
         run.folder,
         scores,

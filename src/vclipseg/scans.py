@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
-from vclipseg.data.dicom import dicom_files, read_series, series_folders
+from vclipseg.data.dicom import series_files
 from vclipseg.data.dicom_codes import Codes, load_codes
 from vclipseg.data.dicom_objects import SUFFIX, Writer, check_kind, dicom_writer
-from vclipseg.data.formats import strip_suffix
+from vclipseg.data.dicom_tree import Series, name_series, scan_tree
+from vclipseg.data.formats import is_series, strip_suffix
 from vclipseg.data.volume import Volume, read_image, with_values, write
 from vclipseg.errors import UsageError
 from vclipseg.inference import Predictor
@@ -23,7 +24,7 @@ CHANNEL = re.compile(r"_(\d{4})$")
 
 @dataclass(frozen=True)
 class Scan:
-    """One case to predict: a file a channel, or one file with all of them; or the folder of a series."""
+    """One case to predict: a file a channel, or one file with all of them; a DICOM series by its path."""
 
     name: str
     files: tuple[Path, ...]
@@ -32,6 +33,8 @@ class Scan:
 def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     """Files as they are, folders file by file; CASE_0000, CASE_0001 ... are one case's channels.
 
+    Of DICOM files, in folders or not, each series is a scan, called as its folder.
+
     Masks that an earlier prediction left beside the scans of a folder are not scans.
 
     Raises:
@@ -39,13 +42,13 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     """
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in inputs:
-        files = _scan_files(path) if path.is_dir() else [path]
-        if not files:
+        found = _named_files(path)
+        if not found:
             raise UsageError(f"{path}: no DICOM, NIfTI, NRRD or MHA image in this folder")
-        for file in files:
+        for name, file in found:
             if not file.exists():
                 raise UsageError(f"{file}: no such file")
-            group = groups.setdefault((file.parent, _case_name(file, channels)), [])
+            group = groups.setdefault((file.parent, _case_name(name, channels)), [])
             if file not in group:
                 group.append(file)
     scans = [Scan(name, tuple(sorted(files))) for (_, name), files in groups.items()]
@@ -58,18 +61,37 @@ def find_scans(inputs: Sequence[Path], channels: int) -> list[Scan]:
     return scans
 
 
-def _scan_files(folder: Path) -> list[Path]:
-    files = image_files(folder)
-    if not files:
-        return series_folders(folder)
-    scans = {strip_suffix(file) for file in files} | {_case_name(file, 10_000) for file in files}
+def _named_files(path: Path) -> list[tuple[str, Path]]:
+    """Names and paths of the images of a folder, without masks; or of a file or the series that it is of."""
+    if not path.is_dir():
+        return [_file_of_series(path)] if is_series(path) else [(strip_suffix(path), path)]
+    series = scan_tree(path).series
+    found = list(zip(name_series(series), (s.path for s in series), strict=True))
+    found += [(strip_suffix(file), file) for file in image_files(path)]
+    scans = {name for name, _ in found} | {_case_name(name, 10_000) for name, _ in found}
     outputs = {f"{scan}{ending}" for scan in scans for ending in ("_seg", "_seg_probs")}
-    return [file for file in files if strip_suffix(file) not in outputs]
+    return [(name, file) for name, file in found if name not in outputs]
 
 
-def _case_name(file: Path, channels: int) -> str:
-    """The file's name without a channel number; numbers that no channel has belong to the name."""
-    stem = strip_suffix(file)
+def _file_of_series(path: Path) -> tuple[str, Path]:
+    """A name for the series of a file and, whichever of its files that is, the same path."""
+    files = sorted(series_files(path), key=lambda file: file.path)
+    first = files[0].path
+    return name_series([Series(first, first.parent, files[0])])[0], first
+
+
+def _notes(inputs: Sequence[Path], scans: Sequence[Scan]) -> Iterator[str]:
+    """What of folders of DICOM is left aside, and which scans have other names than their folders."""
+    for path in filter(Path.is_dir, inputs):
+        for problem in scan_tree(path).problems:
+            yield f"{problem.file}: {problem.message}"
+    for scan in scans:
+        if scan.files[0].is_dir() and scan.name not in scan.files[0].resolve().name:
+            yield f"{scan.files[0]}: called {scan.name}, as its name tells who the patient is"
+
+
+def _case_name(stem: str, channels: int) -> str:
+    """A file's name without a channel number; numbers that no channel has belong to the name."""
     number = CHANNEL.search(stem)
     return stem[: number.start()] if number and int(number[1]) < channels else stem
 
@@ -121,17 +143,16 @@ def _writers(
         return [_image_writer(predictor)] * len(scans)
     known: Codes = load_codes(codes, predictor.class_names) if codes else {}
     for scan in scans:
-        if not scan.files[0].is_dir():
+        if not is_series(scan.files[0]):
             raise UsageError(
-                f"{scan.files[0]}: is no folder of a DICOM series, so that no DICOM object can be of it; "
+                f"{scan.files[0]}: is no DICOM series, so that no DICOM object can be of it; "
                 "write another format, such as -o mask.nii.gz"
             )
     method = made_by(predictor.description)
+    series = [[file.path for file in series_files(scan.files[0])] for scan in scans]
     return [
-        dicom_writer(
-            kind, dicom_files(scan.files[0]), predictor.class_names, method=method, codes=known
-        )
-        for scan in scans
+        dicom_writer(kind, files, predictor.class_names, method=method, codes=known)
+        for files in series
     ]
 
 
@@ -173,6 +194,8 @@ def predict_scans(
     scans = find_scans(inputs, len(predictor.description["channel_names"]))
     writers = _writers(scans, kind, codes, predictor)
     suffix = SUFFIX if kind else ".nii.gz"
+    for note in _notes(inputs, scans):
+        console.note(note)
     targets = [mask_path(scan, output, len(scans) > 1, suffix) for scan in scans]
     written_too = [_probs_path(target) for target in targets] if probabilities else []
     taken = [path for path in (*targets, *written_too) if path.exists()]
@@ -190,7 +213,7 @@ def predict_scans(
         for done, (scan, target, write_mask) in enumerate(
             zip(scans, targets, writers, strict=True), start=1
         ):
-            image = _read(scan)
+            image = read_image(scan.files)
             target.parent.mkdir(parents=True, exist_ok=True)
             if probabilities:
                 probs = predictor.probabilities(image)
@@ -203,7 +226,3 @@ def predict_scans(
             written.append(target)
             advance(done, scan.name)
     return written
-
-
-def _read(scan: Scan) -> Volume:
-    return read_series(scan.files[0]) if scan.files[0].is_dir() else read_image(scan.files)

@@ -11,12 +11,11 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from vclipseg.data.cases import CHANNEL, Case, image_files
+from vclipseg.data.cases import CHANNEL, Case, named_images, named_labels
 from vclipseg.data.check_case import CaseFacts, inspect_case
 from vclipseg.data.compare_cases import compare_cases, summarize
 from vclipseg.data.datasets import ANY_VALUE, Dataset, open_dataset
 from vclipseg.data.findings import Findings, Problem
-from vclipseg.data.formats import strip_suffix
 from vclipseg.data.layouts import list_cases
 from vclipseg.errors import DataError
 
@@ -61,9 +60,10 @@ def check_dataset(
         inspect_case,
         num_channels=len(dataset.channel_names),
         label_values=dataset.label_values,
+        class_names=dataset.class_names,
     )
     facts = list(_inspect_all(inspect, dataset.cases, workers, on_progress))
-    problems = [p for f in facts for p in f.problems]
+    problems = [*list_cases(folder).problems, *(p for f in facts for p in f.problems)]
     if dataset.layout != "csv":  # which is the only word on what belongs together
         problems += _labels_without_image(dataset.root, {c.label for c in dataset.cases})
     if not described:
@@ -103,15 +103,14 @@ def _labels_without_image(folder: Path, known: Collection[Path | None] = ()) -> 
     root = folder.parent if folder.name == "dataset.json" else folder
     problems = []
     for images, labels in _FOLDER_PAIRS:
-        stems = {strip_suffix(p) for p in image_files(root / images)}
+        stems = {name for name, _ in named_images(root / images)}
         stems |= {match[1] for s in stems if (match := CHANNEL.match(s))}
-        for file in image_files(root / labels):
-            if strip_suffix(file) not in stems and file not in known:
+        for case_id, file in named_labels(root / labels):
+            if case_id not in stems and file not in known:
                 message = (
                     f"no image in {images} belongs to this label. Give the two the same name "
                     "(but for the channel number _0000), or take the label away."
                 )
-                case_id = strip_suffix(file)
                 problems.append(Problem("label-without-image", case_id, file, message))
     return problems
 
@@ -152,5 +151,11 @@ def _inspect_pooled(
 
 
 def _choose_workers(cases: Sequence[Case]) -> int:
-    size = sum(p.stat().st_size for c in cases for p in (*c.images, c.label) if p)
+    size = sum(_size(p) for c in cases for p in (*c.images, c.label) if p)
     return 1 if size < POOL_BYTES else min(os.cpu_count() or 1, 8)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file or, of a series in a folder, of all files in that."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from vclipseg.data.cases import Case
+from vclipseg.data.dicom import tilt
+from vclipseg.data.dicom_headers import SeriesError
+from vclipseg.data.dicom_labels import is_object, read_on_grid
 from vclipseg.data.findings import Problem
+from vclipseg.data.formats import is_series
 from vclipseg.data.grids import (
     SNAP_VOXELS,
     corner_shift,
@@ -23,6 +27,7 @@ from vclipseg.data.grids import (
     overhang,
     same_grid,
     turned,
+    turned_like,
 )
 from vclipseg.data.volume import (
     WRITE_SUFFIXES,
@@ -73,7 +78,9 @@ class _ImageFacts:
     constant: bool
 
 
-def inspect_case(case: Case, num_channels: int, label_values: Sequence[int]) -> CaseFacts:
+def inspect_case(
+    case: Case, num_channels: int, label_values: Sequence[int], class_names: Sequence[str]
+) -> CaseFacts:
     """Read the files of a case, each once, and list what is wrong with them."""
     problems: list[Problem] = []
     images = [_inspect_image(case, file, problems) for file in case.images]
@@ -81,7 +88,10 @@ def inspect_case(case: Case, num_channels: int, label_values: Sequence[int]) -> 
     if len(readable) == len(images):
         problems += _channel_problems(case, readable, num_channels)
     header = images[0].header if images[0] else None
-    volumes = _inspect_label(case, header, label_values, problems)
+    if case.label and is_object(case.label):
+        volumes = _inspect_object(case, header, label_values, class_names, problems)
+    else:
+        volumes = _inspect_label(case, header, label_values, problems)
     complete = len(readable) == len(images) and not all(i.constant for i in readable)
     return CaseFacts(
         case=case,
@@ -102,6 +112,8 @@ def _inspect_image(case: Case, file: Path, problems: list[Problem]) -> _ImageFac
     except DataError as error:
         problems.append(_unreadable(case, file, error))
         return None
+    if is_series(file) and (tilted := tilt(file)):
+        problems.append(Problem("dicom-tilted", case.case_id, file, tilted, "warning"))
     finite = np.isfinite(volume.array)
     if bad := finite.size - int(np.count_nonzero(finite)):
         problems.append(_not_finite(case, file, volume, bad))
@@ -127,6 +139,8 @@ def _not_finite(case: Case, file: Path, volume: Volume, bad: int) -> Problem:
 
 def _unreadable(case: Case, file: Path, error: DataError) -> Problem:
     text = str(error).removeprefix(f"{file}: ")
+    if isinstance(error, SeriesError):
+        return Problem(error.code, case.case_id, error.file or file, text)
     code = next((code for word, code in _READER_CODES.items() if word in text), "unreadable-file")
     if code == "not-3d" and error.__cause__:
         text = f"{error.__cause__}. Store a case as one 3-D volume, not slice by slice."
@@ -192,11 +206,34 @@ def _inspect_label(
     except DataError as error:
         problems.append(_unreadable(case, file, error))
         return None
+    if image and is_series(case.images[0]):
+        volume = turned_like(volume, image)
     if image:
         problems += _label_geometry(case, file, image, header_of(volume))
     counts = _count_values(volume.array)
     problems += _label_values(case, file, counts, label_values)
     voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+    return {value: voxels * voxel_ml for value, voxels in counts.items()}
+
+
+def _inspect_object(
+    case: Case,
+    image: Header | None,
+    label_values: Sequence[int],
+    class_names: Sequence[str],
+    problems: list[Problem],
+) -> dict[int, float] | None:
+    """As `_inspect_label`, of a DICOM object, which has no grid but its image's."""
+    if not (file := case.label) or not image:
+        return None
+    try:
+        labels = read_on_grid(file, image, class_names)
+    except DataError as error:
+        problems.append(_unreadable(case, file, error))
+        return None
+    counts = {label_values[k]: n for k, n in _count_values(labels.array).items()}
+    problems += _label_values(case, file, counts, label_values)
+    voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
     return {value: voxels * voxel_ml for value, voxels in counts.items()}
 
 

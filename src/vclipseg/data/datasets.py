@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from vclipseg.data.cases import Case, Layout, Listing, read_json
+from vclipseg.data.dicom_labels import is_object, read_on_grid
+from vclipseg.data.formats import is_series
+from vclipseg.data.grids import turned_like
 from vclipseg.data.layouts import list_cases
 from vclipseg.data.reviews import read_reviews
 from vclipseg.data.splits import Split, split_cases
@@ -95,7 +98,11 @@ class Dataset:
         """
         if case.label is None:
             raise DataError(f"{self.root}: case {case.case_id} has no label file.")
+        if is_object(case.label):
+            return read_on_grid(case.label, read_header(case.images[0]), self.class_names)
         stored = read_labels(case.label)
+        if case.images and is_series(case.images[0]):
+            stored = turned_like(stored, read_header(case.images[0]))
         classes = np.zeros(stored.array.shape, dtype=np.uint8)
         known = stored.array == self.label_values[0]
         for index, value in enumerate(self.label_values[1:], start=1):
@@ -211,7 +218,7 @@ def _check_cases(cases: Sequence[Case]) -> None:
         if not case.case_id or set(case.case_id) & set('/\\:*?"<>|'):
             raise DataError(f"{case.images[0]}: {case.case_id!r} cannot be part of a file name.")
         for path in (*case.images, *([case.label] if case.label else [])):
-            if not path.is_file():
+            if not path.exists():
                 raise DataError(f"{path}: case {case.case_id} needs this file, which is not there.")
 
 
@@ -260,6 +267,11 @@ def _stored_values(listing: Listing, cases: Sequence[Case]) -> tuple[int, ...]:
     found: set[int] = {0}
     for case in cases:
         if case.label and case.split == "train":
+            if is_object(case.label):
+                raise DataError(
+                    f"{case.label}: names its classes, other labels here have values. Say which "
+                    "is which: give class_names in the order of the values."
+                )
             found.update(np.unique(read_labels(case.label).array).tolist())
     if found == {0}:
         raise DataError(

@@ -40,6 +40,20 @@ def image_suffix(path: str | Path) -> str:
     return next((s for s in IMAGE_SUFFIXES if name.endswith(s)), "")
 
 
+def hidden(path: Path) -> bool:
+    """Whether a file is one that people do not see, such as macOS's `._*`."""
+    return path.name.startswith(".")
+
+
+def is_series(path: Path) -> bool:
+    """Whether a path stands for a DICOM series: that of a folder, or of a file of it."""
+    if image_suffix(path):
+        return False
+    from vclipseg.data.dicom_headers import is_dicom
+
+    return path.is_dir() or is_dicom(path)
+
+
 def strip_suffix(path: str | Path) -> str:
     """The name of an image file without folder and suffix: `a/b.nii.gz` is `b`."""
     name = Path(path).name
@@ -88,7 +102,14 @@ def write_voxels(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
 
 
 def stored_files(path: Path) -> tuple[Path, ...]:
-    """The files that hold a volume: `.mhd` and `.nhdr` keep their voxels in a second one."""
+    """The files that hold a volume: `.mhd` and `.nhdr` keep their voxels in a second one.
+
+    Those of a DICOM series are in an order that does not change with their names.
+    """
+    if is_series(path):
+        from vclipseg.data.dicom import stored_series
+
+        return stored_series(path)
     if image_suffix(path) not in (".mhd", ".nhdr") or not path.is_file():
         return (path,)
     text = path.read_bytes()[:65536].decode("latin-1")

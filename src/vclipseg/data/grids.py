@@ -37,6 +37,14 @@ def turned(header: Header, axes: str) -> Header:
     return replace(header, shape=(x, y, z), affine=affine)
 
 
+def turned_like(labels: Volume, image: Header) -> Volume:
+    """Labels with their axes turned as those of an image, without loss.
+
+    For DICOM series, whose axes most programs turn when they make a volume of one.
+    """
+    return reorient(labels, orientation(image))
+
+
 def corner_shift(first: Header, second: Header) -> tuple[float, float]:
     """The largest distance between matching outer corners: in mm, and in voxels of the first."""
     shift = _corners(second) - _corners(first)  # (8, 3) mm

@@ -12,19 +12,21 @@ from vclipseg.data.cases import (
     Listing,
     Role,
     hidden,
-    image_files,
+    named_images,
+    named_labels,
     paired,
     read_json,
     unlabeled,
 )
 from vclipseg.data.described import list_decathlon, list_nnunet
-from vclipseg.data.formats import strip_suffix
+from vclipseg.data.dicom_cases import list_dicom, with_dicom_facts
+from vclipseg.data.dicom_tree import has_dicom
 from vclipseg.errors import DataError, UsageError
 
 LAYOUTS_HELP = (
     "Known layouts are: dataset.json with imagesTr and labelsTr (nnU-Net, Medical Segmentation "
-    "Decathlon), folders images and labels, a CSV with the columns case_id,image,label, and the "
-    "HDF5 files <id>/mri_norm2.h5."
+    "Decathlon), folders images and labels, a CSV with the columns case_id,image,label, the "
+    "HDF5 files <id>/mri_norm2.h5, and DICOM files in any folders."
 )
 LA_FILE = "mri_norm2.h5"
 
@@ -32,10 +34,16 @@ LA_FILE = "mri_norm2.h5"
 def list_cases(path: Path) -> Listing:
     """Recognize the layout of a folder (or CSV file) and list its cases.
 
+    Of DICOM series the headers are read: which belong to one patient, and what modality they are of.
+
     Raises:
         UsageError: There is no such path, or no known layout in it.
         DataError: The layout is broken; the message names the file.
     """
+    return with_dicom_facts(_list(path))
+
+
+def _list(path: Path) -> Listing:
     if not path.exists():
         raise UsageError(f"{path}: there is no such folder. Name the folder of a data set.")
     if path.is_file() and path.name == "dataset.json":
@@ -59,6 +67,7 @@ def _without_description(
     yield len(tables) == 1, lambda _: _csv(tables[0])
     yield any((root / name).is_dir() for name in ("images", "imagesTr")), _folders
     yield bool(_la_files(root)), _la_h5
+    yield has_dicom(root), list_dicom
 
 
 # ---- folders ---------------------------------------------------------------------------
@@ -69,8 +78,8 @@ def _folders(root: Path) -> Listing:
     images, labels = (
         ("images", "labels") if (root / "images").is_dir() else ("imagesTr", "labelsTr")
     )
-    stems = {strip_suffix(p) for p in image_files(root / images)}
-    annotated = {strip_suffix(p) for p in image_files(root / labels)}
+    stems = {name for name, _ in named_images(root / images)}
+    annotated = {name for name, _ in named_labels(root / labels)}
     suffixed = not stems & annotated and all(CHANNEL.match(s) for s in stems)
     cases = paired(root, images, labels, "train", suffixed)
     cases += unlabeled(root, suffixed)

@@ -19,6 +19,7 @@ from vclipseg.data.formats import (
     WRITE_SUFFIXES,
     affine_spacing,
     image_suffix,
+    is_series,
     read_geometry,
     read_voxels,
     strip_suffix,
@@ -97,10 +98,17 @@ class Header:
 def read_header(path: str | Path) -> Header:
     """Read shape, channels and affine, not the voxels.
 
+    Args:
+        path: A file; a DICOM series by its folder, or by a file of it.
+
     Raises:
         DataError: The file is missing, unreadable or not a volume.
     """
     path = Path(path)
+    if is_series(path):
+        from vclipseg.data.dicom import read_stack
+
+        return read_stack(path).header
     with _naming(path):
         return _header(*read_geometry(path))
 
@@ -109,7 +117,8 @@ def read_image(paths: str | Path | Sequence[Path]) -> Volume:
     """Read an image as float32 `(C, X, Y, Z)`.
 
     Args:
-        paths: One file a channel, or one file with its channels in the last axis.
+        paths: One file a channel, or one file with its channels in the last axis. A DICOM series is
+            named by its folder, or by a file of it.
 
     Raises:
         DataError: A file is missing, unreadable or differs in shape from the first.
@@ -178,6 +187,10 @@ def with_values(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
 
 def _read(path: Path, kind: str) -> Volume:
     """Read voxels as `(C, X, Y, Z)`: float32 for an image, as stored for a label."""
+    if kind == "image" and is_series(path):
+        from vclipseg.data.dicom import read_series
+
+        return read_series(path)
     with _naming(path):
         array, affine = read_voxels(path, kind)
         header = _header(array.shape, affine)

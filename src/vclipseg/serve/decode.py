@@ -7,10 +7,11 @@ Ends with 3, and the reason on stderr, if the folder SENT is not one regular ser
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
-from vclipseg.data.dicom import dicom_files, read_header, read_series
+from vclipseg.data.dicom import read_series, read_stack
 from vclipseg.data.volume import write
 from vclipseg.errors import DataError
 
@@ -22,10 +23,10 @@ def main(sent: str, out: str, voxels: str) -> int:
     """Convert a folder; returns the exit code."""
     limit_memory(MEMORY)
     try:
-        files = dicom_files(sent)
-        columns, rows = read_header(files[0]).shape
-        if columns * rows * len(files) > int(voxels):
-            raise DataError(f"{columns} x {rows} x {len(files)} voxels; up to {voxels} are taken")
+        stack = read_stack(sent)
+        if math.prod(stack.header.shape) > int(voxels):
+            shape = " x ".join(map(str, stack.header.shape))
+            raise DataError(f"{shape} voxels; up to {voxels} are taken")
         write(read_series(sent), Path(out))
     except DataError as error:
         print(error, file=sys.stderr)
