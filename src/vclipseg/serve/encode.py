@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vclipseg.data.dicom import dicom_files
+from vclipseg.data.dicom import series_files
 from vclipseg.data.dicom_objects import dicom_writer
 from vclipseg.data.volume import read_labels
 from vclipseg.errors import DataError, UsageError
@@ -21,7 +21,8 @@ def main(sent: str, mask: str, out: str, kind: str, method: str, *class_names: s
     """Write an object; returns the exit code."""
     limit_memory(MEMORY)
     try:
-        write = dicom_writer(kind, dicom_files(sent), class_names, method=method)
+        files = [file.path for file in series_files(sent)]
+        write = dicom_writer(kind, files, class_names, method=method)
         write(read_labels(mask), Path(out))
     except (DataError, UsageError) as error:
         print(error, file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from fastapi import APIRouter, File, Request, Response, UploadFile
@@ -16,11 +16,10 @@ from vclipseg.serve.catalog import NotFound, ServedRun
 from vclipseg.serve.incoming import Scan
 from vclipseg.serve.jobs import Busy, Job
 from vclipseg.serve.reading import in_own_process, read_scan
-from vclipseg.serve.schemas import JobInfo, ScanInfo
+from vclipseg.serve.schemas import Format, JobInfo, ScanInfo
 from vclipseg.serve.state import VOLUME, State, attached
 from vclipseg.serve.volumes import DICOM, NIFTI, nifti_bytes
 
-Format = Literal["nifti", "seg", "seg-labelmap", "rtstruct"]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 SAVED: dict[int | str, dict[str, Any]] = {200: {"content": {NIFTI: BINARY, DICOM: BINARY}}}
 

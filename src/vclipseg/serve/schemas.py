@@ -10,6 +10,9 @@ from vclipseg.data.reviews import Decision
 from vclipseg.serve.catalog import Role
 from vclipseg.serve.jobs import Job
 
+Format = Literal["nifti", "seg", "seg-labelmap", "rtstruct"]
+"""What a mask can be saved as."""
+
 
 class Problem(BaseModel):
     """What went wrong, and what to do."""
@@ -81,7 +84,7 @@ class ScanInfo(BaseModel):
 
     id: str
     name: str
-    formats: list[str]
+    formats: list[Format]
     job: JobInfo
 
 
