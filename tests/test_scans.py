@@ -225,10 +225,9 @@ def extra():
     pytest.importorskip("highdicom", reason="the extra `dicom` is not installed")
 
 
-def series(folder, seed=0):
-    return dicom_made.write_series(
-        folder, np.random.default_rng(seed).normal(0, 100, (9, 8, 4)), dicom_made.oblique()
-    )
+def series(folder, seed=0, uid="1.2.3.4"):
+    values = np.random.default_rng(seed).normal(0, 100, (9, 8, 4))
+    return dicom_made.write_series(folder, values, dicom_made.oblique(), series=uid)
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
@@ -246,8 +245,8 @@ def test_the_mask_of_a_series_as_an_object_of_it(tmp_path, extra, kind):
 
 
 def test_a_folder_of_series_gives_a_folder_of_objects(tmp_path, extra):
-    for name in ("a", "b"):
-        series(tmp_path / "in" / name)
+    for n, name in enumerate("ab"):
+        series(tmp_path / "in" / name, uid=f"1.2.{n}")
     files = predict(Threshold(), [tmp_path / "in"], tmp_path / "out", dicom="seg-labelmap")
     assert files == [tmp_path / "out/a.dcm", tmp_path / "out/b.dcm"]
     (beside,) = predict(Threshold(), [tmp_path / "in/a"], dicom="rtstruct", probabilities=True)[1:]
@@ -265,7 +264,7 @@ def test_a_series_as_nifti(tmp_path):
 def test_what_no_object_can_be_made_of(tmp_path, extra):
     scan = save(tmp_path / "a.nii.gz")
     predictor = Threshold()
-    with pytest.raises(UsageError, match=r"a\.nii\.gz: is no folder of a DICOM series"):
+    with pytest.raises(UsageError, match=r"a\.nii\.gz: is no DICOM series"):
         predict(predictor, [scan], tmp_path / "out.dcm")
     with pytest.raises(UsageError, match=r"m\.nii\.gz: a DICOM object is named so: m\.dcm"):
         predict(predictor, [series(tmp_path / "b")], tmp_path / "m.nii.gz", dicom="seg")

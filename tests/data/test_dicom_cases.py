@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
-from types import SimpleNamespace
 
 import numpy as np
-import pydicom
 import pytest
 from dicom_made import (
     AXIAL,
     PATIENT_ID,
     edit,
-    oblique,
     write_enhanced,
     write_object,
     write_series,
@@ -24,7 +20,9 @@ from made import save_image
 
 from vclipseg.data.check import check_dataset
 from vclipseg.data.datasets import open_dataset
+from vclipseg.data.dicom import read_series, series_files
 from vclipseg.data.dicom_labels import read_dicom_label
+from vclipseg.data.dicom_objects import dicom_writer
 from vclipseg.data.fix import fix_copy
 from vclipseg.data.volume import Volume, read_header, reorient, write
 from vclipseg.errors import DataError, UsageError
@@ -274,40 +272,20 @@ def test_one_number_for_all_says_nothing(tmp_path):
 # ---- segmentations -----------------------------------------------------------------------
 
 
-def read_labels(path, image, class_names, *, allow_missing):
-    """A stand-in: a box of the class that the object's description names."""
-    name = pydicom.dcmread(path).SeriesDescription
-    array = np.zeros(image.shape, dtype=np.uint8)
-    assert allow_missing
-    array[2:4, 2:4, 1:3] = list(class_names).index(name)
-    return Volume(array, image.affine)
-
-
-def referenced_series(path):
-    return str(pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID)
-
-
-@pytest.fixture
-def objects(monkeypatch):
-    """A stand-in for the module that reads segmentations."""
-    stub = SimpleNamespace(
-        read_labels=read_labels,
-        referenced_series=referenced_series,
-        segment_names=lambda path: [str(pydicom.dcmread(path).SeriesDescription)],
+def save_object(path, series, name="spleen", kind="seg"):
+    """A segmentation or structure set of a series' folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [file.path for file in series_files(series)]
+    dicom_writer(kind, files, ("background", name))(
+        Volume(labels(), read_series(series).affine), path
     )
-    monkeypatch.setitem(sys.modules, "vclipseg.data.dicom_objects", stub)
-    monkeypatch.setattr("vclipseg.data.dicom_objects", stub, raising=False)
 
 
-def save_object(path, about, name="spleen", sop="66.4"):
-    return write_object(path, sop, f"1.4.{len(name)}", about, SeriesDescription=name)
-
-
-def test_segmentations_are_labels_of_the_series_they_reference(objects, tmp_path):
+def test_segmentations_are_labels_of_the_series_they_reference(tmp_path):
     for n in range(3):
         save_series(tmp_path / f"s{n}", n, study=f"1.2.{n}", patient=f"number {n}")
-    save_object(tmp_path / "s0" / "seg.dcm", "1.9.0")
-    save_object(tmp_path / "labels of all" / "s2.dcm", "1.9.2", "liver", "481.3")
+    save_object(tmp_path / "s0" / "seg.dcm", tmp_path / "s0")
+    save_object(tmp_path / "labels of all" / "s2.dcm", tmp_path / "s2", "liver", "rtstruct")
     dataset = open_dataset(tmp_path)
     assert [c.case_id for c in dataset.labeled] == ["s0", "s2"]
     assert dataset.class_names == ("background", "spleen", "liver")
@@ -317,22 +295,23 @@ def test_segmentations_are_labels_of_the_series_they_reference(objects, tmp_path
     assert [c.cases for c in findings.summary.classes] == [1, 1]
 
 
-def test_segmentations_in_folders_of_labels(objects, tmp_path):
+def test_segmentations_in_folders_of_labels(tmp_path):
     for n, name in enumerate("abc"):
         save_series(tmp_path / "images" / name, n)
-    save_object(tmp_path / "labels" / "a.dcm", "1.9.0")
-    save_object(tmp_path / "labels" / "b" / "whatever", "1.9.1", "liver")
-    save_object(tmp_path / "labels" / "of the third.dcm", "1.9.2")
+    images, given = tmp_path / "images", tmp_path / "labels"
+    save_object(given / "a.dcm", images / "a")
+    save_object(given / "b" / "whatever", images / "b", "liver", "rtstruct")
+    save_object(given / "of the third.dcm", images / "c")
     dataset = open_dataset(tmp_path)
     assert [c.label.name for c in dataset.labeled] == ["a.dcm", "whatever", "of the third.dcm"]
     assert dataset.class_names == ("background", "spleen", "liver")
     assert check_dataset(tmp_path).problems == ()
 
 
-def test_names_beside_values_need_an_order(objects, tmp_path):
+def test_names_beside_values_need_an_order(tmp_path):
     for n, name in enumerate("ab"):
         save_series(tmp_path / "images" / name, n)
-    save_object(tmp_path / "labels" / "a.dcm", "1.9.0")
+    save_object(tmp_path / "labels" / "a.dcm", tmp_path / "images" / "a")
     save_label(tmp_path / "labels" / "b.nii.gz")
     with pytest.raises(DataError, match="class_names"):
         open_dataset(tmp_path)
@@ -340,20 +319,21 @@ def test_names_beside_values_need_an_order(objects, tmp_path):
     assert [dataset.labels(c).array.max() for c in dataset.cases] == [1, 1]
 
 
-def test_labels_that_do_not_say_which(objects, tmp_path):
+def test_labels_that_do_not_say_which(tmp_path):
     save_series(tmp_path / "s0")
-    save_object(tmp_path / "one.dcm", "1.9.0")
-    save_object(tmp_path / "two.dcm", "1.9.0")
-    save_object(tmp_path / "far.dcm", "1.9.7")
+    for name in ("one", "two"):
+        save_object(tmp_path / f"{name}.dcm", tmp_path / "s0")
+    write_object(tmp_path / "far.dcm", "66.4", "1.4.6", "1.9.7")
     assert sorted(codes(tmp_path)) == ["dicom-several-labels", "label-without-image"]
     assert cases(tmp_path)["s0"].label is None
 
 
 def test_what_reads_segmentations_may_not_be_installed(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "vclipseg.data.dicom_objects", None)
-    monkeypatch.delattr("vclipseg.data.dicom_objects", raising=False)
+    folder = save_series(tmp_path / "a")
+    save_object(tmp_path / "seg.dcm", folder)
+    monkeypatch.setattr("vclipseg.data.dicom_planes.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'vclipseg\[dicom\]'"):
-        read_dicom_label(tmp_path / "seg.dcm", Volume(scan()[None], oblique()), ("background", "x"))
+        read_dicom_label(tmp_path / "seg.dcm", read_series(folder), ("background", "spleen"))
 
 
 def test_labels_may_have_their_axes_turned(folders):

@@ -7,7 +7,7 @@ read one by one and put where they lie; nothing is said by their order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -218,14 +218,12 @@ def seg_labels(
     Raises:
         DataError: it lies on another grid.
     """
-    from pydicom.pixels import iter_pixels
-
     class_of = {number: index for index, numbers in classes for number in numbers}
     places = [cut(plane, image.affine, image.shape) for plane in planes(dataset)]
     owners = None if _is_labelmap(dataset) else _owners(dataset)
     half = dataset.get("MaximumFractionalValue", 1) / 2
     labels = np.zeros(image.shape, dtype=np.uint8 if max(class_of.values()) < 256 else np.uint16)
-    for n, (place, frame) in enumerate(zip(places, iter_pixels(dataset), strict=True)):
+    for n, (place, frame) in enumerate(zip(places, _frames(dataset), strict=True)):
         if owners is None:
             found = [(class_of[v], frame == v) for v in np.unique(frame).tolist() if v in class_of]
         elif owners[n] in class_of:
@@ -243,6 +241,15 @@ def seg_labels(
             later = place.of(labels) > index
             place.put(labels, pixels.T & ~later, index)
     return labels
+
+
+def _frames(dataset: Dataset) -> Iterable[np.ndarray]:
+    """Pixels `(Y, X)` of each frame. Frames of bits need not begin with a byte: those are read at once."""
+    from pydicom.pixels import iter_pixels
+
+    if dataset.BitsAllocated > 1:
+        return iter_pixels(dataset)
+    return dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
 
 
 def _is_labelmap(dataset: Dataset) -> bool:
