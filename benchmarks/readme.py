@@ -10,19 +10,28 @@ write.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 from vclipseg.files import write_text
-from vclipseg.statistics import Interval
+from vclipseg.statistics import Interval, adjust, bootstrap_mean, paired_comparison
 from vclipseg.tables.facts import read_facts
 from vclipseg.tables.markdown import markdown
 from vclipseg.tables.sections import Row, Section, read_sections
 
 ROOT = Path(__file__).parents[1]
 METHODS = sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods").glob("*.md"))
-PAGES = ("README.md", "docs/benchmark.md", "docs/explanation/performance.md", *METHODS)
+PAGES = (
+    "README.md",
+    "docs/benchmark.md",
+    "docs/explanation/performance.md",
+    "docs/how-to/serve.md",
+    *METHODS,
+)
 GRIDS = ("la-1.25mm-methods", "la-1.25mm-4", "hippocampus-methods", "hippocampus-4")
 COLUMNS = {  # metric -> heading and format
     "dice": ("Dice", ".3f"),
@@ -45,10 +54,17 @@ def fill(text: str, results: Path) -> str:
     """The text with a grid's tables between `<!-- results:GRID -->` and `<!-- /results -->`.
 
     And all of its tables between `<!-- table:GRID -->` and `<!-- /table -->`, the rows of a method between
-    `<!-- method:NAME -->` and `<!-- /method -->`, and the speed of a kind of device between
-    `<!-- speed:DEVICE -->` and `<!-- /speed -->`.
+    `<!-- method:NAME -->` and `<!-- /method -->`, the speed of a kind of device between
+    `<!-- speed:DEVICE -->` and `<!-- /speed -->`, and what to annotate next between
+    `<!-- simulation:NAME -->` and `<!-- /simulation -->`.
     """
-    kinds = {"results": show, "table": show_all, "method": show_method, "speed": show_speed}
+    kinds = {
+        "results": show,
+        "table": show_all,
+        "method": show_method,
+        "speed": show_speed,
+        "simulation": show_simulation,
+    }
     for kind, make in kinds.items():
         text = re.sub(
             rf"(<!-- {kind}:(\S+) -->\n).*?(<!-- /{kind} -->)",
@@ -126,6 +142,40 @@ def result_line(row: Row) -> str:
     cells = [f"{run.dataset}, {run.labeled} labeled", preset, str(len(row.group.records))]
     cells += [spell(row.interval("dice"), ".3f"), difference, p, f"{row.seconds:.0f}"]
     return "| " + " | ".join(cells) + " |"
+
+
+def show_simulation(folder: Path) -> str:
+    """Each strategy of what to annotate next, and its Dice minus that of random, over cases."""
+    path = folder / "cases.csv"
+    if not path.is_file():
+        return NOT_MEASURED
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    seeds, case_ids = (sorted({row[key] for row in rows}) for key in ("seed", "case_id"))
+    dice = {(row["strategy"], row["seed"], row["case_id"]): float(row["dice"]) for row in rows}
+    labeled = {row["strategy"]: row["labeled"] for row in rows}
+    means = {
+        strategy: np.mean([[dice[strategy, s, c] for c in case_ids] for s in seeds], axis=0)
+        for strategy in labeled
+        if all((strategy, s, c) in dice for s in seeds for c in case_ids)
+    }
+    lines = ["| labels | chosen | Dice | minus random | p |", "|" + " --- |" * 5]
+    others = [name for name in means if name not in ("start", "random")]
+    pairs = [paired_comparison(means[name], means["random"]) for name in others]
+    against = dict(zip(others, adjust(pairs), strict=True))
+    for name, values in means.items():
+        cells = [
+            labeled[name],
+            name.replace("_", "-"),
+            spell(bootstrap_mean(values), ".3f"),
+            "",
+            "",
+        ]
+        if found := against.get(name):
+            cells[3] = f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+            cells[4] = f"{found.p_adjusted:.2g}"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"{len(seeds)} seeds, {len(case_ids)} test cases.", ""])
 
 
 def show_speed(device: Path) -> str:

@@ -88,7 +88,7 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_pages_show_what_the_records_hold(page):
     old = text_of(page)
-    assert re.search(r"<!-- (results|table|method|speed):", old)
+    assert re.search(r"<!-- (results|table|method|speed|simulation):", old)
     assert readme.fill(old, ROOT / "results") == old, "run `python benchmarks/readme.py`"
 
 
@@ -174,6 +174,22 @@ def test_a_method_is_shown_beside_supervised(tmp_path):
     assert "| +0.100 (+0.100 to +0.100) | 0.016 |" in shown
     assert "supervised |" not in shown.replace("Minus supervised |", "")
     assert "Not measured" in readme.fill("<!-- method:caml -->\n<!-- /method -->\n", tmp_path)
+
+
+def test_what_to_annotate_next_is_shown_beside_random(tmp_path):
+    rows = [
+        f"{seed},{strategy},{labeled},case{n},{0.5 + 0.01 * n + gain}"
+        for strategy, labeled, gain in (("start", 4, 0), ("random", 8, 0.1), ("class_rare", 8, 0.2))
+        for seed in (0, 1)
+        for n in range(7)
+    ]
+    (tmp_path / "cases.csv").write_text("seed,strategy,labeled,case_id,dice\n" + "\n".join(rows))
+    shown = readme.show_simulation(tmp_path)
+    assert "| 4 | start | 0.530 (" in shown
+    assert "| 8 | random | 0.630 (" in shown
+    assert "| +0.1000 (+0.1000 to +0.1000) | 0.016 |" in shown
+    assert "2 seeds, 7 test cases." in shown
+    assert "Not measured" in readme.show_simulation(tmp_path / "none")
 
 
 def test_speed_is_shown_with_what_was_missed(tmp_path):
