@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from toy import RECIPES, batch_for, build, fast, fit, make_batch
+from toy import LATE, RECIPES, batch_for, build, fast, fit, make_batch
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.data.batch import Batch
-from vclipseg.errors import VclipsegError
+from vclipseg.device import require_compiler
+from vclipseg.errors import UsageError, VclipsegError
 from vclipseg.methods.base import Loss, Method, MethodSettings, Task, Term
 from vclipseg.runlog import RunLog, read_log
 from vclipseg.training import (
@@ -313,14 +313,22 @@ def test_networks_are_compiled_in_one_piece(precision):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler
-def test_compiled_networks_learn_the_same():
-    if not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        pytest.skip("no C++ compiler")
-    plain, compiled = (
-        fit(build("vclipseg", "robust", filters=2), fast(steps=3, compile=c)) for c in ("off", "on")
-    )
-    for key, weights in plain.weights().items():
-        torch.testing.assert_close(compiled.weights()[key], weights, rtol=1e-2, atol=1e-3)
+def test_compiled_networks_have_the_same_gradients():
+    try:
+        require_compiler(torch.device("cpu"))
+    except UsageError as error:
+        pytest.skip(str(error))
+    gradients = []
+    for choice in ("off", "on"):
+        method = build("supervised", "robust", filters=2)
+        settings = fast(compile=choice)
+        start(method, settings, make_machine(settings))
+        torch.manual_seed(0)
+        method.loss(batch_for(method, size=32), LATE).total.backward()
+        parts = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
+        gradients.append(torch.cat(parts))
+    plain, compiled = gradients
+    assert (compiled - plain).norm() < 0.01 * plain.norm()  # small maps make rounding errors larger
 
 
 @pytest.mark.parametrize(

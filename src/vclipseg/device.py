@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import importlib.util
+import locale
 import os
 import shutil
 from dataclasses import dataclass
@@ -69,6 +71,8 @@ def require_compiler(device: torch.device) -> None:
     missing = [] if any(map(shutil.which, names)) else [f"a C++ compiler ({' or '.join(names)})"]
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         missing.append("the package triton")
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        missing.append("UTF-8, in which torch's own files are (PYTHONUTF8=1 does)")
     if missing:
         raise UsageError(
             f"train.compile: this machine has not {' nor '.join(missing)}; install it, or set "
