@@ -70,4 +70,8 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 def test_a_compiler_that_is_there_will_do(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: "g++")
+    monkeypatch.setattr(device.locale, "getpreferredencoding", lambda set_it: "UTF-8")
     require_compiler(torch.device("cpu"))
+    monkeypatch.setattr(device.locale, "getpreferredencoding", lambda set_it: "ANSI_X3.4-1968")
+    with pytest.raises(UsageError, match="PYTHONUTF8=1"):
+        require_compiler(torch.device("cpu"))

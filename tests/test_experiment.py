@@ -313,7 +313,15 @@ def same(a, b):
 
 @pytest.mark.parametrize(
     ("name", "number", "exit_code"),
-    [("supervised", signal.SIGINT, 130), *((name, signal.SIGTERM, 75) for name in METHODS)],
+    [
+        ("supervised", signal.SIGINT, 130),
+        ("vclipseg", signal.SIGTERM, 75),
+        *(
+            pytest.param(name, signal.SIGTERM, 75, marks=pytest.mark.slow)
+            for name in METHODS
+            if name != "vclipseg"
+        ),
+    ],
 )
 def test_a_stopped_run_goes_on_to_the_same_end(
     tiny_data, tmp_path, stop_at, monkeypatch, name, number, exit_code

@@ -176,7 +176,7 @@ def steps_nowhere(method, folder, steps=3):
 @pytest.mark.parametrize(
     "preset",
     [
-        pytest.param(name, marks=() if name in ("robust", "faithful") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "robust" else pytest.mark.slow)
         for name in presets("vclipseg")
     ],
 )
