@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import re
@@ -99,6 +100,28 @@ def test_every_record_is_made_from_its_rows():
         text = (grid.parent / "table.md").read_text(encoding="utf-8")
         again = "run `vclipseg benchmark GRID.toml --tables`"
         assert markdown(sections, read_facts(grid.parent)).strip() in text, again
+
+
+@pytest.mark.parametrize(
+    ("page", "recipe", "overrides"),
+    [
+        ("decisions/0015-no-turns-where-orientation-is-known.md", recipe, overrides)
+        for recipe, overrides in (
+            ("supervised", "train.seed=1 augment.rotate_flip=true"),
+            ("supervised", "train.seed=1 augment.rotate_flip=false"),
+            ("robust", "train.seed=1 method.teacher_statistics=batch"),
+            ("robust", "train.seed=1 augment.rotate_flip=false"),
+        )
+    ]
+    + [("methods/vclipseg.md", "faithful", "train.seed=0 method.unlabeled_weight=0")],
+)
+def test_figures_of_the_development_list_are_in_its_record(page, recipe, overrides):
+    with (ROOT / "results/development.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    name = f"recipes/la-1.25mm-4/{recipe}.toml"
+    (row,) = [r for r in rows if (r["recipe"], r["overrides"]) == (name, overrides)]
+    digits = 2 if recipe == "faithful" else 3
+    assert f"{float(row['dice']):.{digits}f}" in text_of(f"docs/{page}")
 
 
 def test_a_grid_without_records_is_not_measured(tmp_path):
