@@ -84,6 +84,7 @@ def pack(recipe: Path, root: Path, out: Path, overrides: list[str]) -> None:
         "text": run.text.vectors.tolist() if run.text else None,
         "labeled": data.split.labeled,
         "unlabeled": data.split.unlabeled,
+        "spacing": data.plan.spacing,
     }
     write_text(out / "job.json", json.dumps(job) + "\n")
 
@@ -156,6 +157,7 @@ def train_away(folder: Path, minutes: float) -> None:
         resident=Resident(machine.device, available_memory(machine.device) // 2)
         if machine.device.type == "cuda"
         else None,
+        spacing=tuple(job["spacing"]),
     )
     try:
         with made_ahead(sampler.batch, settings.steps) as batch_at:

@@ -192,7 +192,7 @@ def test_a_step_of_the_methods_beside_it_waits_for_nothing(name, tmp_path):
 
 def test_a_patch_is_cut_and_changed_without_waiting():
     volume = torch.empty(1, 20, 18, 16, device="meta")
-    augment = AugmentSettings(rotate_flip=True, zoom=0.3, intensity=0.5)
+    augment = AugmentSettings(rotate_flip=True, zoom=0.3, rotate=15, intensity=0.5)
     for seed in range(4):
         p = draw(augment, np.random.default_rng(seed), (20, 18, 16), (16, 16, 16))
         patch = place(p, volume)

@@ -277,6 +277,7 @@ def make_sampler(
         rank=rank(),
         ranks=count(),
         resident=make_resident(experiment.train, device),
+        spacing=run.plan.spacing,
     )
 
 

@@ -148,6 +148,88 @@ def test_a_zoomed_patch_spans_what_was_cut():
     assert place(p, ramp)[0, 0, 0, 0] == 4.5
 
 
+# Rotation
+
+
+def blob(shape=(40, 40, 30)):
+    """An image with an ellipsoid that lies off center and has no symmetry along the axes."""
+    x, y, z = np.meshgrid(*[np.arange(n, dtype=np.float32) for n in shape], indexing="ij")
+    return ((x - 18) / 9) ** 2 + ((y - 22) / 5) ** 2 + ((z - 14) / 3 + (x - 18) / 8) ** 2
+
+
+def turned_by(rotation, extent, patch):
+    return replace(
+        drawn(PLAIN, shape=(40, 40, 30), patch=patch),
+        start=(0, 0, 0),
+        extent=extent,
+        rotation=rotation,
+    )
+
+
+def test_a_quarter_turn_is_a_quarter_turn():
+    volume = rng().normal(0, 1, (1, 12, 12, 9)).astype(np.float32)
+    p = turned_by(((0, 1, 0), (-1, 0, 0), (0, 0, 1)), (12, 12, 9), (12, 12, 9))
+    np.testing.assert_allclose(place(p, volume), np.rot90(volume, axes=(1, 2)), atol=1e-5)
+    labels = numbered((12, 12, 9))
+    assert np.array_equal(place(p, labels), np.rot90(labels))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("augment", [PLAIN, TURNS, ZOOMED], ids=["alone", "turned", "zoomed"])
+def test_a_rotated_patch_shows_its_place_in_millimeters(seed, augment):
+    """An image that is its own x, y, z in mm: steps in the patch are rotations of steps of a voxel."""
+    spacing = (0.8, 0.8, 2.0)
+    shape, patch = (60, 60, 40), (12, 10, 8)
+    mm = np.stack(
+        np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+    )
+    p = draw(augment.model_copy(update={"rotate": 20.0}), rng(seed), shape, patch, None, spacing)
+    p = replace(p, start=tuple((n - e) // 2 for n, e in zip(shape, p.extent, strict=True)))
+    places = place(p, mm.astype(np.float32))
+    steps = np.stack(
+        [np.diff(places, axis=axis).mean((1, 2, 3)) / spacing[axis - 1] for axis in (1, 2, 3)],
+        axis=1,
+    )
+    lengths = np.linalg.norm(steps, axis=0)
+    if not augment.zoom:
+        np.testing.assert_allclose(lengths, 1, atol=1e-3)
+    gram = (steps / lengths).T @ (steps / lengths)
+    np.testing.assert_allclose(gram, np.eye(3), atol=1e-3)
+    rotated = not np.allclose(np.abs(steps / lengths).max(0), 1)
+    assert rotated
+
+
+def test_angles_are_in_their_range():
+    """A rotation around one axis of at most r degrees three times: never more than 3 r in all."""
+    settings = AugmentSettings(rotate=10.0)
+    traces = [
+        np.trace(drawn(settings, seed, shape=(40, 40, 30), patch=(8, 8, 8)).rotation)
+        for seed in range(200)
+    ]
+    angles = np.degrees(np.arccos((np.array(traces) - 1) / 2))
+    assert angles.max() < 10 * 3**0.5 + 0.5
+    assert angles.max() > 12
+    assert angles.min() < 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_rotated_image_and_its_labels_stay_together(seed):
+    shape = blob()
+    settings = TURNS.model_copy(update={"rotate": 25.0, "zoom": 0.3})
+    p = draw(settings, rng(seed), shape.shape, (16, 14, 12))
+    image = place(p, shape[None])[0]
+    labels = place(p, (shape < 4).astype(np.uint8))
+    sure = np.abs(image - 4) > 2.5
+    assert image.shape == labels.shape == (16, 14, 12)
+    assert np.array_equal(labels[sure], (image < 4)[sure])
+
+
+def test_no_rotation_draws_and_changes_nothing():
+    for seed in range(5):
+        assert drawn(PLAIN, seed).rotation is None
+        assert drawn(ZOOMED, seed) == drawn(ZOOMED.model_copy(update={"rotate": 0.0}), seed)
+
+
 # Around the foreground
 
 
@@ -269,7 +351,7 @@ def test_a_constant_patch_stays_finite():
 
 # On a device: the same for tensors
 
-EVERYTHING = AugmentSettings(rotate_flip=True, zoom=0.4, intensity=0.8)
+EVERYTHING = AugmentSettings(rotate_flip=True, zoom=0.4, rotate=20, intensity=0.8)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -8,6 +8,7 @@ noise, which is drawn there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -21,6 +22,8 @@ from vclipseg.data.ignored import IGNORED
 from vclipseg.settings import Settings
 
 Box = tuple[int, int, int]
+Vector = tuple[float, float, float]
+Matrix = tuple[Vector, Vector, Vector]
 A = TypeVar("A", np.ndarray, Tensor)
 
 
@@ -32,6 +35,9 @@ class AugmentSettings(Settings):
     in the literature). Wrong where left and right, or front and back, tell classes apart."""
     zoom: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength z of another size: each axis of a patch shows 2^U(-z, z) times its extent, resampled."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest angle, in degrees: a patch is rotated about its center by U(-r, r) around each axis, in
+    millimeters, and resampled. What `foreground_share` placed in a corner may leave the patch."""
     intensity: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Strength s of another contrast: with v in [0, 1] between a patch's extremes, v becomes
     a * v^g + b with g = 2^U(-s, s), a = U(1 - s/2, 1 + s/2), b = U(-s/4, s/4), and noise with a
@@ -49,6 +55,9 @@ class Parameters:
     start: Box  # of what is cut from the turned volume; negative where the volume is smaller
     extent: Box  # of what is cut, in voxels; resampled to `patch` where it differs
     patch: Box
+    rotation: (
+        Matrix | None
+    )  # of steps in the patch to steps in what is cut, in voxels, zoom included
     gamma: float
     scale: float
     shift: float
@@ -62,8 +71,9 @@ def draw(
     shape: tuple[int, ...],
     patch: Box,
     labels: np.ndarray | None = None,
+    spacing: Vector = (1.0, 1.0, 1.0),
 ) -> Parameters:
-    """Draw the parameters of one patch of a volume of `shape` (X, Y, Z).
+    """Draw the parameters of one patch of a volume of `shape` (X, Y, Z) and `spacing`, in mm.
 
     `labels` (X, Y, Z), if given, lets `foreground_share` place the patch.
     """
@@ -74,13 +84,19 @@ def draw(
     if labels is not None and rng.random() < settings.foreground_share:
         around = _foreground_voxel(_turn(labels, turns, axis), rng)
     extent = _zoomed(patch, settings.zoom, rng) if settings.zoom else patch
+    start, rotation = _start(turned, extent, around, rng), None
+    if settings.rotate:
+        sides = (spacing[1], spacing[0], spacing[2]) if turns % 2 else spacing
+        rotation = _rotation(settings.rotate, sides, np.divide(extent, patch), rng)
+        start, extent = _around_rotated(start, extent, patch, rotation)
     s = settings.intensity
     return Parameters(
         quarter_turns=turns,
         flip_axis=axis,
-        start=_start(turned, extent, around, rng),
+        start=start,
         extent=extent,
         patch=patch,
+        rotation=rotation,
         gamma=2 ** float(rng.uniform(-s, s)),
         scale=float(rng.uniform(1 - s / 2, 1 + s / 2)),
         shift=float(rng.uniform(-s / 4, s / 4)),
@@ -90,9 +106,11 @@ def draw(
 
 
 def place(parameters: Parameters, array: A) -> A:
-    """The patch of an image (C, X, Y, Z) or of labels (X, Y, Z), turned, cut and zoomed: a copy."""
+    """The patch of an image (C, X, Y, Z) or of labels (X, Y, Z), turned, cut and resampled: a copy."""
     p = parameters
     cut = _cut(_turn(array, p.quarter_turns, p.flip_axis), p.start, p.extent)
+    if p.rotation is not None:
+        return _rotate(cut, p.rotation, p.patch)
     return cut if p.extent == p.patch else _resize(cut, p.patch)
 
 
@@ -144,6 +162,51 @@ def _resize(array: A, patch: Box) -> A:
         place = (torch.arange(new, dtype=torch.float64, device=array.device) + 0.5) * old / new
         array = array.index_select(axis, place.long())
     return array
+
+
+def _rotation(
+    degrees: float, spacing: Vector, zoom: np.ndarray, rng: np.random.Generator
+) -> Matrix:
+    """Rotations around X, Y and Z by U(-degrees, degrees) each; a step of the patch is `zoom` voxels."""
+    rotation = np.eye(3)
+    for first, second in ((1, 2), (2, 0), (0, 1)):
+        angle = math.radians(rng.uniform(-degrees, degrees))
+        turn = np.eye(3)
+        turn[first, first] = turn[second, second] = math.cos(angle)
+        turn[second, first], turn[first, second] = math.sin(angle), -math.sin(angle)
+        rotation = rotation @ turn
+    mm = np.asarray(spacing)
+    x, y, z = (rotation * mm[None, :] / mm[:, None] * zoom[None, :]).tolist()
+    return (tuple(x), tuple(y), tuple(z))
+
+
+def _around_rotated(start: Box, extent: Box, patch: Box, rotation: Matrix) -> tuple[Box, Box]:
+    """Start and extent of the box around the rotated patch, with the center of the one given."""
+    sides = [math.ceil(side) for side in np.abs(rotation) @ np.asarray(patch)]
+    first = [s + (old - new) // 2 for s, old, new in zip(start, extent, sides, strict=True)]
+    return (first[0], first[1], first[2]), (sides[0], sides[1], sides[2])
+
+
+def _rotate(array: A, rotation: Matrix, patch: Box) -> A:
+    """Images (C, X, Y, Z) trilinear, labels (X, Y, Z) by the nearest voxel, about their center."""
+    if isinstance(array, np.ndarray):
+        return _rotate(torch.from_numpy(array), rotation, patch).numpy()
+    if array.ndim == 3:
+        return _sample(array[None].float(), rotation, patch, "nearest")[0].to(array.dtype)
+    return _sample(array, rotation, patch, "bilinear")
+
+
+def _sample(image: Tensor, rotation: Matrix, patch: Box, mode: str) -> Tensor:
+    """An image (C, X, Y, Z) at the voxels of the rotated patch, (C, *patch)."""
+    steps = [torch.arange(n, device=image.device) - (n - 1) / 2 for n in patch]
+    steps = [s.view([-1 if i == axis else 1 for i in range(3)]) for axis, s in enumerate(steps)]
+    # torch counts axes from the last, and places from -1 to 1
+    places = [
+        (a * steps[0] + b * steps[1] + c * steps[2]) * (2 / size)
+        for (a, b, c), size in zip(rotation, image.shape[1:], strict=True)
+    ]
+    grid = torch.stack(places[::-1], dim=-1)
+    return F.grid_sample(image[None], grid[None], mode, "border", align_corners=False)[0]
 
 
 def _foreground_voxel(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:

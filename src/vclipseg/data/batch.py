@@ -107,6 +107,7 @@ class PatchSampler:
     rank: int = 0  # of `ranks` processes
     ranks: int = 1
     resident: Resident | None = None  # cuts on its device; else in memory
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # mm a voxel
 
     def batch(self, step: int) -> Batch:
         """The batch of optimizer step `step`."""
@@ -121,7 +122,7 @@ class PatchSampler:
             rng = np.random.default_rng((self.seed, 2, step, slot))
             image = self.image(joint[slot])
             known = self.labels(joint[slot]) if slot < num_labeled else None
-            parameters = draw(self.augment, rng, image.shape[1:], self.patch, known)
+            parameters = draw(self.augment, rng, image.shape[1:], self.patch, known, self.spacing)
             plain.append(self._place(parameters, f"image {joint[slot]}", image))
             images.append(change_intensity(parameters, plain[-1]))
             if known is not None:
