@@ -68,19 +68,26 @@ def naive_largest(labels):
 
 
 @torch.no_grad()
-def naive_second_stage(method, batch, largest=True):
+def naive_second_stage(method, batch, largest=True, joint=False):
     box, half = box_of(batch), batch.num_labeled // 2
     x, y, u = batch.labeled_images, batch.labels, batch.unlabeled_images
     _, plain = batch.split(batch.plain)
     pseudo = []
-    for images in (plain[:half], plain[half:]):  # apart: each has its own batch statistics
+    # apart: each has its own batch statistics
+    for images in (plain,) if joint else (plain[:half], plain[half:]):
         labels = method.teacher.network(images).argmax(1)
         if largest:
             labels = torch.from_numpy(np.stack([naive_largest(n) for n in labels.numpy()]))
-        pseudo.append(labels)
+        pseudo.extend(labels.split(half))
     inside = box.float()
-    z_in = method.network(x[:half] * (1 - inside) + u[:half] * inside)
-    z_out = method.network(u[half:] * (1 - inside) + x[half:] * inside)
+    mixed = [
+        x[:half] * (1 - inside) + u[:half] * inside,
+        u[half:] * (1 - inside) + x[half:] * inside,
+    ]
+    if joint:
+        z_in, z_out = method.network(torch.cat(mixed)).split(half)
+    else:
+        z_in, z_out = map(method.network, mixed)
     known = naive_part(z_in, y[:half], ~box) + naive_part(z_out, y[half:], box)
     guessed = naive_part(z_in, pseudo[0], box) + naive_part(z_out, pseudo[1], ~box)
     return {"supervised": (1.0, known), "unlabeled": (0.5, guessed)}, pseudo
@@ -94,15 +101,16 @@ def assert_terms(loss, expected):
 
 
 @pytest.mark.parametrize("patches", [(4, 4), (2, 2)])
+@pytest.mark.parametrize("passes", ["apart", "joint"])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_second_stage(patches, ignored):
-    method, batch = make(patches=patches), batch_of(patches)
+def test_second_stage(patches, passes, ignored):
+    method, batch = make(patches=patches, passes=passes), batch_of(patches)
     if ignored:
         batch.labels[:, :9] = IGNORE
     with torch.no_grad():
         for p in method.teacher.network.parameters():
             p.add_(0.2 * torch.randn_like(p))
-    expected, pseudo = naive_second_stage(method, batch)
+    expected, pseudo = naive_second_stage(method, batch, joint=passes == "joint")
     loss = method.loss(batch, LATE)
     assert_terms(loss, expected)
     share = torch.cat(pseudo).gt(0).float().mean()

@@ -12,7 +12,7 @@ the run warms up both patches are labeled: stage 1, L = l(z, y; 1) with M x_a + 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -39,6 +39,9 @@ class BCPSettings(MethodSettings):
     """Share that the teacher keeps each step of the second stage."""
     largest_component: bool = True
     """Keep the largest connected component of each class of a pseudo-label, over 26 neighbors."""
+    passes: Literal["apart", "joint"] = "apart"
+    """Each direction is a forward pass of its own, as published, which with two patches of a kind leaves
+    one to normalize by; or both are one."""
 
     @field_validator("patches")
     @classmethod
@@ -74,9 +77,9 @@ class BCP(Method):
             logits = self.network(images_a.where(~box, images_b))
             return Loss(supervised=Term(1.0, compare(logits, labels_a.where(~box, labels_b))))
         unlabeled_a, unlabeled_b = batch.unlabeled_images.chunk(2)
-        pseudo_a, pseudo_b = map(self.pseudo_labels, batch.split(batch.plain)[1].chunk(2))
-        inward = self.network(images_a.where(~box, unlabeled_a))
-        outward = self.network(unlabeled_b.where(~box, images_b))
+        pseudo_a, pseudo_b = self.halves(self.pseudo_labels, *batch.split(batch.plain)[1].chunk(2))
+        mixed = images_a.where(~box, unlabeled_a), unlabeled_b.where(~box, images_b)
+        inward, outward = self.halves(self.network, *mixed)
         known = within(inward, labels_a, ~box) + within(outward, labels_b, box)
         guessed = within(inward, pseudo_a, box) + within(outward, pseudo_b, ~box)
         return Loss(
@@ -84,6 +87,14 @@ class BCP(Method):
             supervised=Term(1.0, known),
             unlabeled=Term(self.settings.unlabeled_weight, guessed),
         )
+
+    def halves(
+        self, function: Callable[[Tensor], Tensor], first: Tensor, second: Tensor
+    ) -> Sequence[Tensor]:
+        """`function` of two halves of a step's patches, each for itself or both at once."""
+        if self.settings.passes == "joint":
+            return function(torch.cat([first, second])).chunk(2)
+        return function(first), function(second)
 
     def pseudo_labels(self, images: Tensor) -> Tensor:
         """The teacher's labels (N, X, Y, Z) of images (N, C, X, Y, Z)."""
@@ -125,7 +136,7 @@ def within(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "robust": {"method": {"dropout": 0.0, "warmup": 0.4}, "train": {}},
+    "robust": {"method": {"dropout": 0.0, "warmup": 0.4, "passes": "joint"}, "train": {}},
     "faithful": {
         "method": {"patches": (4, 4), "warmup": 2_000 / 17_000},
         "train": {
