@@ -448,18 +448,20 @@ def two_colors(labels=None):
 
 
 def test_without_copy_paste_the_view_is_the_batch():
-    images, known = make().view(BATCH)
+    images, known, guided = make().view(BATCH)
     assert images is BATCH.images
+    assert guided.all()
     assert torch.equal(known[:2], BATCH.labels)
     assert (known[2:] == IGNORE).all()
 
 
 def test_labels_are_unknown_exactly_where_unlabeled_content_is():
     batch = two_colors()
-    images, known = make(copy_paste=0.67).view(batch)
+    images, known, guided = make(copy_paste=0.67).view(batch)
     assert images.shape == batch.images.shape
     unlabeled = images[:, 0] == -1
     assert torch.equal(known == IGNORE, unlabeled)
+    assert torch.equal(guided, unlabeled)
     box = unlabeled[0]
     assert int(box.sum()) == int(0.67 * 16) ** 3
     assert torch.equal(unlabeled, torch.stack([box, box, ~box, ~box]))
@@ -470,7 +472,7 @@ def test_labels_are_unknown_exactly_where_unlabeled_content_is():
 
 def test_pairs_of_patches_exchange_their_boxes():
     batch = make_batch(0, 16)
-    images, known = make(copy_paste=0.5).view(batch)
+    images, known, _ = make(copy_paste=0.5).view(batch)
     for i in range(2):
         inside = known[i] == IGNORE
         outside = ~inside
@@ -497,6 +499,23 @@ def test_supervision_and_prototypes_reach_labels_in_either_half():
         again = replace(batch, labels=labels, generator=torch.Generator().manual_seed(0))
         totals.append(float(method.loss(again, STEP)["supervised"].value.detach()))
     assert totals[0] != totals[1]
+
+
+def test_ignored_voxels_of_a_labeled_patch_have_no_pseudo_label_of_another():
+    """What an ignored voxel shows is the labeled patch, of which a teacher of the unlabeled says nothing."""
+    method = make(copy_paste=0.5, teacher_decay=0.9, dlb_apply_to="unlabeled", alignment=False)
+    totals = []
+    for ignored in (False, True):
+        batch = make_batch(0, 16, num_classes=NUM_CLASSES)
+        if ignored:
+            batch.labels[:, :3] = IGNORE
+        _, known, guided = method.view(replace(batch, generator=torch.Generator().manual_seed(0)))
+        assert bool((known == IGNORE)[~guided].any()) is ignored
+        again = replace(batch, generator=torch.Generator().manual_seed(0))
+        loss = method.loss(again, STEP)
+        totals.append(float(loss["dlb"].value.detach()))
+        assert float(loss.facts["pseudo_share"]) <= 1
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
 
 
 # The teacher
@@ -571,7 +590,7 @@ def test_the_teacher_sees_unmixed_patches_and_its_rows_match_the_view(copy_paste
     """Where the view shows unlabeled patch i, the guide holds the teacher's word on patch i."""
     method = make(teacher_decay=0.9, copy_paste=copy_paste)
     batch = make_batch(0, num_classes=NUM_CLASSES)
-    _, known = method.view(batch)
+    _, known, _ = method.view(batch)
     guides = method.guides(batch, [])
     with torch.no_grad():
         clean = [z.softmax(1) for z in method.teacher.network(batch.unlabeled_images).logits]
@@ -617,7 +636,7 @@ def test_warmup_is_supervision_only():
     """No pseudo-labels are followed; the labels of all patches are used."""
     method = make(warmup=0.5, copy_paste=0.5, teacher_decay=0.9, dlb_apply_to="unlabeled")
     batch = make_batch(0, num_classes=NUM_CLASSES, patches=(4, 0))
-    images, known = method.view(batch)
+    images, known, _ = method.view(batch)
     assert torch.equal(images, batch.images)
     assert torch.equal(known, batch.labels)
     loss = method.loss(batch, 0)

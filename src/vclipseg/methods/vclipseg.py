@@ -131,7 +131,7 @@ class VCLIPSeg(Method):
     def loss(self, batch: Batch, step: int) -> Loss:
         """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
         s = self.settings
-        images, known = self.view(batch)
+        images, known, guided = self.view(batch)
         out = self.network(images)
         probs = [z.softmax(1) for z in out.logits]
         dices = torch.stack([dice_loss(p, known, s.dice) for p in probs])
@@ -143,6 +143,7 @@ class VCLIPSeg(Method):
         if s.dlb:
             guides = self.guides(batch, probs)
             pseudo, kept = self.pseudo_labels(guides, dices.detach(), known)
+            kept = kept * guided
             loss["dlb"] = Term(weight, self.follow(out.logits, probs, pseudo, kept))
             unlabeled = (known == IGNORE).sum().clamp(min=1)
             loss.facts["pseudo_share"] = (kept * (known == IGNORE)).sum() / unlabeled
@@ -158,17 +159,22 @@ class VCLIPSeg(Method):
                 loss.facts[f"prototype {name}"] = (count > 0).float()
         return loss
 
-    def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The images that the network sees and the labels known of them, `IGNORE` elsewhere."""
+    def view(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The images that the network sees, and the labels known of them, `IGNORE` elsewhere.
+
+        The third is where pseudo-labels are of what the images show: where mixed, the unlabeled part.
+        """
         labels, unlabeled = batch.labels, batch.unlabeled_images
         unknown = labels.new_full((len(unlabeled), *labels.shape[1:]), IGNORE)
+        known = torch.cat([labels, unknown])
         if not self.settings.copy_paste or not len(unlabeled):
-            return batch.images, torch.cat([labels, unknown])
+            return batch.images, known, torch.ones_like(known, dtype=torch.bool)
         shape = tuple(labels.shape[1:])
         box = random_box(shape, self.settings.copy_paste, batch.common, labels.device)
         return (
             torch.cat(swap(batch.labeled_images, unlabeled, box)),
             torch.cat(swap(labels, unknown, box)),
+            torch.stack([box] * len(labels) + [~box] * len(unlabeled)),
         )
 
     @torch.no_grad()
