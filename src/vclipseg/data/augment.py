@@ -198,15 +198,13 @@ def _rotate(array: A, rotation: Matrix, patch: Box) -> A:
 
 def _sample(image: Tensor, rotation: Matrix, patch: Box, mode: str) -> Tensor:
     """An image (C, X, Y, Z) at the voxels of the rotated patch, (C, *patch)."""
-    steps = [torch.arange(n, device=image.device) - (n - 1) / 2 for n in patch]
-    steps = [s.view([-1 if i == axis else 1 for i in range(3)]) for axis, s in enumerate(steps)]
     # torch counts axes from the last, and places from -1 to 1
-    places = [
-        (a * steps[0] + b * steps[1] + c * steps[2]) * (2 / size)
-        for (a, b, c), size in zip(rotation, image.shape[1:], strict=True)
-    ]
-    grid = torch.stack(places[::-1], dim=-1)
-    return F.grid_sample(image[None], grid[None], mode, "border", align_corners=False)[0]
+    shares = np.asarray(rotation) * patch / np.reshape(image.shape[1:], (3, 1))
+    matrix = torch.zeros((1, 3, 4))
+    matrix[0, :, :3] = torch.from_numpy(shares[::-1, ::-1].copy())
+    matrix = matrix.to(image.device, non_blocking=True)
+    grid = F.affine_grid(matrix, [1, 1, *patch], align_corners=False)
+    return F.grid_sample(image[None], grid, mode, "border", align_corners=False)[0]
 
 
 def _foreground_voxel(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
