@@ -33,6 +33,7 @@ SETTINGS = (
     f"train.steps={STEPS}",
     "train.log_every=1",
     "train.checkpoint_every=50",
+    "train.statistics_batches=2",
     "data.labeled=2",
     "train.lr=1e-4",  # at higher rates even rounding in float64 grows to 1e-4 within 20 steps
 )

@@ -14,12 +14,14 @@ from vclipseg.data.batch import Batch
 from vclipseg.device import require_compiler
 from vclipseg.errors import UsageError, VclipsegError
 from vclipseg.methods.base import Loss, Method, MethodSettings, Task, Term
+from vclipseg.networks.batchnorm import BatchNorm3d
 from vclipseg.runlog import RunLog, read_log
 from vclipseg.training import (
     NonFiniteLossError,
     TrainSettings,
     learning_rate,
     make_machine,
+    measure_statistics,
     require_finite,
     start,
     train,
@@ -163,6 +165,75 @@ def test_weights_that_count_in_the_end(weights):
     assert found["weight"].item() == expected
     assert (found["weight"].item() == rows[-1][2]) == (weights == "last")
     assert found["count"].item() == 12
+
+
+class Normed(Method):
+    """A batch normalization after one weight, in a network that predicts and in one that does not."""
+
+    training_only = ("aside.",)
+
+    def __init__(self):
+        super().__init__(MethodSettings(), Task(1, ("background", "organ"), 1))
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.norm, self.aside = BatchNorm3d(1), BatchNorm3d(1)
+
+    def loss(self, batch, step):
+        mixed = self.norm(self.weight * batch.images) + self.aside(self.weight * batch.images)
+        return Loss(pull=Term(1.0, (self.weight - 3).square().sum() + 0 * mixed.sum()))
+
+    def predict(self, images):
+        return self.norm(self.weight * images)
+
+
+def test_the_average_normalizes_by_plain_patches_of_its_own():
+    """Mean and variance are those of w x over batches after the last, w the averaged weight."""
+    seen = []
+
+    def batch_at(step):
+        seen.append(step)
+        plain = torch.full((1, 1, 2, 2, 2), float(step))
+        plain[..., 0] += 4
+        return Batch(plain + 100, torch.zeros(1, 2, 2, 2), plain)
+
+    state = fit(Normed(), fast(steps=5, lr=0.1, statistics_batches=3), batch_at)
+    weight = state.average["weight"].item()
+    assert weight != state.method.weight.item()
+    assert seen == [*range(5), 5, 6, 7]
+    mean = np.mean([step + 2 for step in (5, 6, 7)])
+    assert state.average["norm.running_mean"].item() == pytest.approx(weight * mean, rel=1e-5)
+    variance = weight**2 * 4 * 8 / 7
+    assert state.average["norm.running_var"].item() == pytest.approx(variance, rel=1e-5)
+    assert "aside.running_mean" not in state.average
+    assert state.method.norm.running_mean.item() > 20  # of changed images, as the training had them
+    assert state.method.training
+
+
+@pytest.mark.parametrize("changes", [{"weights": "last"}, {"statistics_batches": 0}])
+def test_statistics_of_training_stay_where_they_are_asked_for(changes):
+    def batch_at(step):
+        assert step < 4
+        return make_batch(step)
+
+    state = fit(build("supervised"), fast(steps=4, **changes), batch_at)
+    assert state.step == 4
+
+
+@pytest.mark.parametrize(("name", "preset"), RECIPES, ids=["-".join(r) for r in RECIPES])
+def test_every_method_measures_its_statistics_without_changing_its_state(name, preset):
+    """What predicts is normalized anew; the state that training would go on from is what it was."""
+    method = build(name, preset, steps=4)
+    settings = fast(weights="ema", statistics_batches=1)
+    state = start(method, settings, make_machine(settings))
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    measure_statistics(state, lambda step: batch_for(method), settings, make_machine(settings))
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    moved = [
+        key
+        for key, value in state.average.items()
+        if key.endswith("running_mean") and not torch.equal(value, before[key])
+    ]
+    assert moved
+    assert all(torch.isfinite(value).all() for value in state.average.values())
 
 
 def test_average_of_a_teachers_method_leaves_the_teacher_out():

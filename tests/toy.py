@@ -26,6 +26,7 @@ TINY = (
     "train.tensorboard=false",
     "train.log_every=2",
     "train.checkpoint_every=3",
+    "train.statistics_batches=2",
     "method.filters=2",
     "text.source=orthogonal",
     "text.dim=8",
@@ -107,7 +108,9 @@ def batch_for(
 
 def fast(**settings: Any) -> TrainSettings:
     """Settings of a short run in full precision."""
-    return TrainSettings.model_validate({"precision": "fp32", "lr": 0.01, **settings})
+    return TrainSettings.model_validate(
+        {"precision": "fp32", "lr": 0.01, "statistics_batches": 2, **settings}
+    )
 
 
 def fit(

@@ -4,7 +4,8 @@ Public code of this field scores the test list every 200 of 15,000 steps from st
 weights with the highest mean Dice. `TestLooks` repeats that beside a training, to show how much it
 flatters: it only reads the state, so that the training itself, its last weights and their scores stay
 what they are without it. What it keeps is a run folder of its own, `paper/` in that of the run, whose
-scores are marked in every table and report.
+scores are marked in every table and report. Averaged weights get their statistics after the last step
+(`train.statistics_batches`); looks before it see those of training.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ is computed alike by each.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vclipseg.data.batch import Batch
 from vclipseg.device import Machine, default_device, require_compiler, resolve_precision
@@ -58,6 +60,9 @@ class TrainSettings(Settings):
     """Which weights are evaluated and shipped: the last, or their running average."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Share that the running average keeps each step."""
+    statistics_batches: Annotated[int, Field(ge=0)] = 25
+    """Batches of plain patches, neither mixed nor changed in intensity, of which averaged weights get the
+    statistics that batch normalization predicts with (Izmailov et al., UAI 2018); 0: those of training."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the convolutions: "auto" is bf16 where the machine computes it in hardware. Weights, losses and
     averages are float32 always."""
@@ -228,6 +233,8 @@ def train(
         method.after_step(step)
         follow(state, settings.ema_decay)
         state.step += 1
+        if state.average and state.step == settings.steps:
+            measure_statistics(state, batch_at, settings, machine)
         on_step(state, loss)
 
 
@@ -258,6 +265,32 @@ def follow(state: TrainState, decay: float) -> None:
     keep = min(1 - 1 / (state.step + 1), decay)
     current = state.method.state_dict()
     let_follow([(mine, current[name]) for name, mine in state.average.items()], 1 - keep)
+
+
+@torch.no_grad()
+def measure_statistics(
+    state: TrainState, batch_at: Callable[[int], Batch], settings: TrainSettings, machine: Machine
+) -> None:
+    """Give the average the statistics of plain patches, which are what it will see.
+
+    Those of training are of other weights, and of patches that are mixed and changed in intensity.
+    """
+    method = copy.deepcopy(state.method).eval()
+    method.load_state_dict(state.weights())
+    norms = [
+        module.train()
+        for name, module in method.named_modules()
+        if isinstance(module, _BatchNorm) and f"{name}.running_mean" in state.average
+    ]
+    for i in range(settings.statistics_batches if norms else 0):
+        for norm in norms:
+            norm.momentum = 1 / (i + 1)  # the mean of all so far
+        batch = batch_at(settings.steps + i).to(machine.device)
+        with machine.autocast():
+            method.opinions(batch.plain)
+    measured = method.state_dict()
+    for name, value in state.average.items():
+        value.copy_(measured[name])
 
 
 def detached(loss: Loss) -> Loss:
