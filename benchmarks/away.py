@@ -160,7 +160,7 @@ def train_away(folder: Path, minutes: float) -> None:
         spacing=tuple(job["spacing"]),
     )
     try:
-        with made_ahead(sampler.batch, settings.steps) as batch_at:
+        with made_ahead(sampler.batch, settings.batches) as batch_at:
             train(state, batch_at, settings, machine, on_step)
     except TimeIsUp:
         print(f"{state.step} of {settings.steps} steps; run it again to go on")

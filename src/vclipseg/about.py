@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 from vclipseg import __version__
@@ -17,5 +16,7 @@ def info() -> dict[str, Any]:
 
 def versions() -> str:
     """For a bug report."""
+    from importlib import metadata
+
     names = ("torch", "monai", "numpy")
     return " ".join([f"vclipseg {__version__}", *(f"{n} {metadata.version(n)}" for n in names)])

@@ -180,7 +180,7 @@ def train_run(
         sampler = make_sampler(run, state.method, cases, machine.device)
         with (
             memory_errors_explained(run.experiment),
-            made_ahead(sampler.batch, settings.steps) as batch_at,
+            made_ahead(sampler.batch, settings.batches) as batch_at,
         ):
             train(state, batch_at, settings, machine, on_step)
     log.close()

@@ -90,6 +90,11 @@ class TrainSettings(Settings):
             raise ValueError("save_memory and compile cannot be had together")
         return self
 
+    @property
+    def batches(self) -> int:
+        """That a run needs: one a step, and those that averaged weights are measured by."""
+        return self.steps + (self.statistics_batches if self.weights == "ema" else 0)
+
     def is_read_after(self, steps: int) -> bool:
         """Whether anything is logged or saved once `steps` are done."""
         return steps == self.steps or not (steps % self.log_every and steps % self.checkpoint_every)
