@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from toy import TINY, batch_for, build, fast
-from vclipseg import metrics
+from vclipseg import metrics, nearest
 from vclipseg.config import load_experiment
 from vclipseg.console import Console
 from vclipseg.data.augment import AugmentSettings, change_intensity, draw, place
@@ -271,20 +271,20 @@ def test_a_batch_copies_each_patch_a_fixed_number_of_times():
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Calls of what metrics cost: trees, erosions and their voxels."""
-    calls = {"trees": 0, "erosions": []}
-    tree, erosion = metrics.KDTree, metrics.ndimage.binary_erosion
+    """Calls of what metrics cost: trees, and surfaces with the shapes they are looked for in."""
+    calls = {"trees": 0, "surfaces": []}
+    tree, surface = nearest.KDTree, metrics._surface
 
     def counting_tree(points):
         calls["trees"] += 1
         return tree(points)
 
-    def counting_erosion(mask, *args):
-        calls["erosions"].append(mask.shape)
-        return erosion(mask, *args)
+    def counting_surface(mask):
+        calls["surfaces"].append(mask.shape)
+        return surface(mask)
 
-    monkeypatch.setattr(metrics, "KDTree", counting_tree)
-    monkeypatch.setattr(metrics.ndimage, "binary_erosion", counting_erosion)
+    monkeypatch.setattr(nearest, "KDTree", counting_tree)
+    monkeypatch.setattr(metrics, "_surface", counting_surface)
     return calls
 
 
@@ -296,18 +296,27 @@ def two_cubes():
 
 
 @pytest.mark.parametrize(
+    "spacing", [(0.625,) * 3, (0.5, 0.5, 2.0)], ids=["isotropic", "anisotropic"]
+)
+def test_masks_that_nearly_agree_need_no_tree(counted, spacing):
+    metrics.score(*two_cubes(), spacing)
+    assert counted["trees"] == 0
+    assert counted["surfaces"] == [(12, 10, 10)] * 2  # each surface once, within the joint box
+
+
+@pytest.mark.parametrize(
     ("spacing", "trees"),
     [((0.625,) * 3, 4), ((0.5, 0.5, 2.0), 6)],
     ids=["isotropic", "anisotropic"],
 )
-def test_all_metrics_share_their_distances(counted, spacing, trees):
+def test_far_masks_share_their_distances(counted, spacing, trees):
     """A tree of each surface in voxels, in mm where that is another distance, and of NSD's elements."""
-    metrics.score(*two_cubes(), spacing)
+    reference, prediction = two_cubes()
+    metrics.score(reference, np.roll(prediction, 15, axis=0), spacing)
     assert counted["trees"] == trees
-    assert counted["erosions"] == [(12, 10, 10)] * 2  # each surface once, within the joint box
 
 
 def test_an_empty_mask_has_no_distance_to_compute(counted):
     reference, prediction = two_cubes()
     metrics.score(reference, prediction & False, (1.0, 1.0, 1.0))
-    assert counted == {"trees": 0, "erosions": []}
+    assert counted == {"trees": 0, "surfaces": []}

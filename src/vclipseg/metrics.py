@@ -24,17 +24,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import KDTree
+
+from vclipseg.nearest import Points, nearest
 
 Mask = NDArray[np.bool_]
-Points = NDArray[np.number]
 Spacing = Sequence[float]
 
 DISTANCES: tuple[str, ...] = ("hd95_voxel", "asd_voxel", "hd95_mm", "assd_mm")
 METRICS: tuple[str, ...] = ("dice", "jaccard", *DISTANCES, "nsd")
 
 VOXELS = (1.0, 1.0, 1.0)
-FACES = ndimage.generate_binary_structure(3, 1)  # a voxel and its 6 face neighbors
 CORNERS = ndimage.generate_binary_structure(3, 3)  # and all 26 neighbors
 
 
@@ -192,21 +191,33 @@ def _largest(mask: Mask) -> Mask:
 
 def _joint_box(reference: Mask, prediction: Mask) -> tuple[slice, ...]:
     """The bounding box of both masks; outside it counts as empty, as the image's outside does."""
-    return ndimage.find_objects((reference | prediction).astype(np.uint8))[0]
+    both = reference | prediction
+    front = np.any(both, axis=2)
+    shadows = np.any(front, axis=1), np.any(front, axis=0), np.any(both, axis=(0, 1))
+    ends = [np.flatnonzero(shadow)[[0, -1]] for shadow in shadows]
+    return tuple(slice(first, last + 1) for first, last in ends)
 
 
 def _surface(mask: Mask) -> Points:
-    return np.argwhere(mask & ~ndimage.binary_erosion(mask, FACES))
+    """Voxels with an empty face neighbor, (N, 3); beyond the array all is empty."""
+    padded = np.pad(mask, 1)
+    inner = mask.copy()
+    for axis in range(3):
+        for start in (0, 2):
+            neighbor = [slice(1, -1)] * 3
+            neighbor[axis] = slice(start, start + mask.shape[axis])
+            inner &= padded[tuple(neighbor)]
+    return np.argwhere(mask & ~inner)
 
 
 def _between(
     reference_surface: Points, prediction_surface: Points, spacing: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Nearest distances of voxels (N, 3) given by index; trees cost less than whole distance maps."""
-    reference_mm, prediction_mm = reference_surface * spacing, prediction_surface * spacing
-    to_reference, _ = KDTree(reference_mm).query(prediction_mm)
-    to_prediction, _ = KDTree(prediction_mm).query(reference_mm)
-    return to_reference, to_prediction
+    """Distances of the prediction's surface voxels, then of the reference's, (N, 3) given by index."""
+    return (
+        nearest(prediction_surface, reference_surface, spacing),
+        nearest(reference_surface, prediction_surface, spacing),
+    )
 
 
 def _distances(reference: Mask, prediction: Mask, spacing: Spacing) -> dict[str, float]:
@@ -234,24 +245,18 @@ def _mean(distances: NDArray) -> float:
 
 
 def _nsd(reference: Mask, prediction: Mask, spacing: Spacing, tolerance_mm: float) -> float:
-    reference_mm, reference_areas = _surface_elements(reference, spacing)
-    prediction_mm, prediction_areas = _surface_elements(prediction, spacing)
+    ours, reference_areas = _surface_elements(reference, spacing)
+    theirs, prediction_areas = _surface_elements(prediction, spacing)
+    limit = tolerance_mm + 1e-6  # for rounding
     within = (
-        reference_areas[_near(reference_mm, prediction_mm, tolerance_mm)].sum()
-        + prediction_areas[_near(prediction_mm, reference_mm, tolerance_mm)].sum()
+        reference_areas[np.isfinite(nearest(ours, theirs, spacing, limit))].sum()
+        + prediction_areas[np.isfinite(nearest(theirs, ours, spacing, limit))].sum()
     )
     return float(within / (reference_areas.sum() + prediction_areas.sum()))
 
 
-def _near(points_mm: Points, others_mm: Points, tolerance_mm: float) -> Mask:
-    """Which of the points (N, 3) have one of the others within the tolerance."""
-    rounding = 1e-6
-    distances, _ = KDTree(others_mm).query(points_mm, distance_upper_bound=tolerance_mm + rounding)
-    return np.isfinite(distances)
-
-
 def _surface_elements(mask: Mask, spacing: Spacing) -> tuple[Points, NDArray[np.float64]]:
-    """Where the surface passes between voxels, in mm (N, 3), and its area there in mm^2 (N,).
+    """Where the surface passes between voxels, by index (N, 3), and its area there in mm^2 (N,).
 
     Each 2 x 2 x 2 neighborhood has a code of 8 bits, and each code a piece of surface.
     """
@@ -262,7 +267,7 @@ def _surface_elements(mask: Mask, spacing: Spacing) -> tuple[Points, NDArray[np.
         corner = padded[x : x + codes.shape[0], y : y + codes.shape[1], z : z + codes.shape[2]]
         codes |= corner * bit
     edges = (codes != 0) & (codes != 255)
-    return np.argwhere(edges) * np.asarray(spacing), areas[codes[edges]]
+    return np.argwhere(edges), areas[codes[edges]]
 
 
 @lru_cache

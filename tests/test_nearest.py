@@ -1,0 +1,73 @@
+"""Distances by steps and by trees are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial import KDTree
+
+from vclipseg import nearest as module
+from vclipseg.nearest import nearest
+
+SPACINGS = [(1, 1, 1), (0.625, 0.625, 0.625), (0.8, 0.8, 3.0), (0.3, 1.1, 9.0)]
+
+
+def naive(points, others, spacing):
+    return KDTree(others * np.asarray(spacing)).query(points * np.asarray(spacing))[0]
+
+
+def some(seed, count, size):
+    return np.unique(np.random.default_rng(seed).integers(0, size, (count, 3)), axis=0)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("size", [4, 12, 40, 300], ids=["dense", "near", "mixed", "far"])
+def test_steps_and_trees_agree(spacing, size):
+    points, others = some(0, 400, size), some(1, 300, size)
+    np.testing.assert_allclose(
+        nearest(points, others, spacing), naive(points, others, spacing), rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("limit", [0.0, 1.0, 2.0, 25.0])
+def test_a_limit_leaves_out_what_is_beyond(spacing, limit):
+    points, others = some(2, 300, 30), some(3, 100, 30)
+    found, expected = nearest(points, others, spacing, limit + 1e-6), naive(points, others, spacing)
+    within = expected <= limit + 1e-9
+    assert np.array_equal(np.isfinite(found), within)
+    np.testing.assert_allclose(found[within], expected[within], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("apart", [0, 1, 5, 6, 200])
+def test_single_voxels(apart):
+    distance = nearest(np.array([[3, 3, 3]]), np.array([[3, 3 + apart, 3]]), (1, 0.5, 2))
+    assert distance == pytest.approx([0.5 * apart])
+
+
+def test_indices_may_be_anywhere():
+    points, others = some(4, 50, 9), some(5, 50, 9)
+    moved = nearest(points - 1000, others - 1000, (1, 1, 1))
+    assert np.array_equal(moved, nearest(points, others, (1, 1, 1)))
+
+
+def test_steps_stop_when_they_do_not_pay(monkeypatch):
+    """Two far clouds: a few shells without a voxel found, then one tree."""
+    trees = []
+    monkeypatch.setattr(
+        module, "KDTree", lambda points: trees.append(len(points)) or KDTree(points)
+    )
+    points, others = some(6, 200, 10), some(7, 200, 10) + 500
+    assert nearest(points, others, (1, 1, 1)).min() > 400
+    assert trees == [len(others)]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_shells_hold_every_step_up_to_their_last(spacing):
+    shells = module._shells(spacing)
+    sides = [np.arange(-40, 41)] * 3
+    steps = np.stack(np.meshgrid(*sides, indexing="ij"), -1).reshape(-1, 3)
+    lengths = np.sqrt(((steps * spacing) ** 2).sum(1))
+    assert sum(len(s) for _, s in shells) == (lengths <= shells[-1][0] + 1e-9).sum()
+    assert [length for length, _ in shells] == sorted({length for length, _ in shells})
+    assert len(shells[0][1]) == 1
