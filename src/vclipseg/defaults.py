@@ -25,7 +25,7 @@ def own_data_defaults(dataset: Dataset, plan: Plan) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "method": {"filters": size["filters"]},
-        "augment": {"intensity": 0.3, "foreground_share": 0.33},
+        "augment": {"rotate": 15, "zoom": 0.35, "intensity": 0.3, "foreground_share": 0.33},
         "train": {"patch": list(choose_patch(median, size["voxels"])), "steps": size["steps"]},
     }
 

@@ -276,7 +276,7 @@ ROBUST: dict[str, Any] = {
     "teacher_decay": 0.99,
     "teacher_statistics": "batch",
     "copy_paste": 0.67,
-    "warmup": 0.2,
+    "warmup": 0.4,
     "prototype_grid": 8,
     "predict_with": "mean",
 }
