@@ -18,7 +18,7 @@ from vclipseg.data.dicom_codes import Codes, coded
 from vclipseg.data.dicom_planes import (
     Cut,
     SourceFrame,
-    cut,
+    cuts,
     cuts_of_source,
     group,
     lenient,
@@ -219,7 +219,7 @@ def seg_labels(
         DataError: it lies on another grid.
     """
     class_of = {number: index for index, numbers in classes for number in numbers}
-    places = [cut(plane, image.affine, image.shape) for plane in planes(dataset)]
+    places = cuts(planes(dataset), image.affine, image.shape)
     owners = None if _is_labelmap(dataset) else _owners(dataset)
     half = dataset.get("MaximumFractionalValue", 1) / 2
     labels = np.zeros(image.shape, dtype=np.uint8 if max(class_of.values()) < 256 else np.uint16)
