@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vclipseg.data.volume import Header
 from vclipseg.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
 
 OFF_VOXELS = 0.25
 """A frame is a slice of a volume if its corners are no further than this from voxels, in voxels."""
-_ASKEW_PIXELS = (
-    0.1  # frames lie straight above each other if none is shifted sideways by more than this
-)
-_BETWEEN_VOXELS = (
-    0.6  # sideways, those of a tilted gantry lie anywhere between voxels; headers round
-)
+_ASKEW_PIXELS = 0.1
+"""Frames lie straight above each other if none is shifted sideways by more than this."""
+_BETWEEN_VOXELS = 0.6
+"""Those of a tilted gantry lie anywhere between voxels, sideways; and headers round."""
+_SAME_PLACE_MM = 1e-2
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _BROKEN = (AttributeError, KeyError, IndexError, TypeError, ValueError, NotImplementedError)
 _settings = threading.RLock()
@@ -141,6 +141,33 @@ def planes(dataset: Dataset) -> list[Plane]:
         _plane(dataset, *(_macro(place, frame, shared) for place in places))
         for frame in dataset.PerFrameFunctionalGroupsSequence
     ]
+
+
+def grid_of(frames: Sequence[Plane], others: Sequence[Plane], told_mm: float) -> Header:
+    """The upright grid of frames in any order, with slices for others too.
+
+    Slices that are nobody's may lie between. Whether all frames are slices of it is for `cuts` to say.
+
+    Args:
+        frames: of the grid's pixels and distance.
+        others: which may lie above and below.
+        told_mm: the distance between slices that is taken where all frames lie in one place.
+
+    Raises:
+        KeyError: it is needed, and is 0.
+    """
+    affine = frames[0].affine.copy()
+    to_mm = np.linalg.inv(affine)[2]  # along the normal
+    heights = [to_mm @ frame.affine[:, 3] for frame in (*frames, *others)]
+    own = np.unique(heights[: len(frames)])
+    steps = np.diff(own)[np.diff(own) > _SAME_PLACE_MM]
+    step = np.ptp(own) / np.rint(np.ptp(own) / steps.min()) if len(steps) else told_mm
+    if not step:
+        raise KeyError("SpacingBetweenSlices")
+    low, high = (int(np.rint(end / step)) for end in (min(heights), max(heights)))
+    affine[:, 2] *= step
+    affine[:, 3] += low * affine[:, 2]
+    return Header((*frames[0].shape, high - low + 1), 1, affine)
 
 
 def group(dataset: Dataset) -> Dataset:
