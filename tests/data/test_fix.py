@@ -284,7 +284,7 @@ def test_a_reviewed_mask_that_fits_nowhere_is_refused(
     _review(breakable)
     _change_mask(breakable, change)
     with pytest.raises(
-        DataError, match=r"0001-.*reviewed mask that does not fit.* case train1 anew"
+        DataError, match=r"0001-.*reviewed mask that does not fit.* case train1 out of"
     ):
         fix_copy(check_dataset(breakable), tmp_path / "mended")
     assert not (tmp_path / "mended").exists()

@@ -126,8 +126,8 @@ def _off_grid_reviews(dataset: Dataset) -> list[Problem]:
         if not problem.fixable:
             raise DataError(
                 f"{problem.file}: a reviewed mask that does not fit its image, so that a mended copy "
-                f"would train on wrong labels: {problem.message} Or review case {problem.case_id} "
-                f"anew and move its folder out of {dataset.root / REVIEWS} first."
+                f"would train on wrong labels: {problem.message} Or move the folder of case "
+                f"{problem.case_id} out of {dataset.root / REVIEWS}, and review the case anew."
             )
     return problems
 
