@@ -116,12 +116,13 @@ def _off_grid_reviews(dataset: Dataset) -> list[Problem]:
     Raises:
         DataError: One cannot be, or cannot be read.
     """
-    problems = []
+    problems: list[Problem] = []
     for case in dataset.cases:
         masks = [r.label for r in all_reviews(dataset.root, case.case_id) if r.label]
-        image = read_header(case.images[0]) if masks else None
-        for mask in masks if image else []:
-            problems += label_geometry(case, mask, image, read_header(mask))
+        if masks:
+            image = read_header(case.images[0])
+            for mask in masks:
+                problems += label_geometry(case, mask, image, read_header(mask))
     for problem in problems:
         if not problem.fixable:
             raise DataError(
