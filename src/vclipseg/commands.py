@@ -10,12 +10,11 @@ from typing import Any
 
 from vclipseg.config import DataSettings, Experiment, load_experiment, overridden
 from vclipseg.console import Console
-from vclipseg.data.cases import image_files
+from vclipseg.data.cases import named_labels
 from vclipseg.data.check import check_dataset
 from vclipseg.data.datasets import open_dataset
 from vclipseg.data.findings import Findings
 from vclipseg.data.fix import fix_copy
-from vclipseg.data.formats import strip_suffix
 from vclipseg.data.plan import Plan, load_plan, make_plan, save_plan
 from vclipseg.defaults import own_data_defaults
 from vclipseg.errors import DataError, UsageError
@@ -201,8 +200,7 @@ def evaluate(
         values = settings.data.label_values
         scores = evaluate_folder(run, references, names, settings.evaluate, label_values=values)
         summary = summarize(scores, settings.evaluate)
-        files = ({strip_suffix(file): file for file in image_files(f)} for f in (references, run))
-        reference_files, prediction_files = files
+        reference_files, prediction_files = (dict(named_labels(f)) for f in (references, run))
         write_scores(
             run,
             scores,

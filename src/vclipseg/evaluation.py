@@ -6,7 +6,6 @@ two runs are compared.
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from vclipseg import metrics
-from vclipseg.data.cases import image_files
-from vclipseg.data.datasets import Case, Dataset
-from vclipseg.data.formats import strip_suffix
+from vclipseg.data.datasets import Dataset
+from vclipseg.data.mask_pairs import MaskPairs, open_masks
 from vclipseg.data.volume import Volume, reorient, write
-from vclipseg.errors import DataError, UsageError
+from vclipseg.errors import DataError
 from vclipseg.scores import CaseScore, EvaluateSettings, read_scores, summarize, write_scores
 
 __all__ = [
@@ -107,6 +105,8 @@ def evaluate_folder(
 ) -> list[CaseScore]:
     """Score a folder of masks against a folder of references, matched by file name.
 
+    Both may hold DICOM objects (SEG, RTSTRUCT), whose segments are named as the classes.
+
     Args:
         predictions: masks of any readable format; those without a reference are not looked at.
         references: masks of any readable format. Every one must have a prediction.
@@ -117,19 +117,17 @@ def evaluate_folder(
 
     Raises:
         UsageError: a folder is missing or holds no masks.
-        DataError: a prediction is missing or on another grid, or a value names no class.
+        DataError: a prediction is missing or on another grid, a value or segment names no class, or an
+            RTSTRUCT has neither a volume nor its series to be read on.
     """
     settings = settings or EvaluateSettings()
-    values = tuple(label_values or range(len(class_names)))
-    expected = _masks(references, class_names, values)
-    found = _masks(predictions, class_names, values)
-    _require_predictions(expected, found)
+    folders = (Path(references), Path(predictions))
+    pairs = MaskPairs(*(open_masks(folder, class_names, label_values) for folder in folders))
     scores: list[CaseScore] = []
-    for done, case in enumerate(expected.cases, start=1):
-        reference, prediction = expected.labels(case), found.labels(found.case(case.case_id))
-        scores += score_case(case.case_id, reference, prediction, class_names, settings)
+    for done, case_id in enumerate(pairs.case_ids, start=1):
+        scores += score_case(case_id, *pairs.read(case_id), class_names, settings)
         if on_progress:
-            on_progress(done, len(expected.cases), case.case_id)
+            on_progress(done, len(pairs.case_ids), case_id)
     return scores
 
 
@@ -229,29 +227,3 @@ def _corner_gap_mm(first: Volume, second: Volume) -> float:
 
 def _times(numbers: Sequence[float]) -> str:
     return " x ".join(f"{number:g}" for number in numbers)
-
-
-def _masks(folder: Path, class_names: Sequence[str], label_values: tuple[int, ...]) -> Dataset:
-    """A folder of masks as a data set whose cases are named as its files."""
-    folder = Path(folder)
-    cases = tuple(
-        Case(case_id=strip_suffix(path), images=(), label=path, split="test", subject="")
-        for path in image_files(folder)
-    )
-    if not cases:
-        state = "holds no masks" if folder.is_dir() else "is no folder"
-        raise UsageError(f"{folder}: {state}. Give a folder of .nii.gz, .nrrd or .mha files.")
-    return Dataset(folder, "folders", folder.name, (), tuple(class_names), label_values, cases)
-
-
-def _require_predictions(expected: Dataset, found: Dataset) -> None:
-    there = [case.case_id for case in found.cases]
-    missing = [case.case_id for case in expected.cases if case.case_id not in set(there)]
-    if not missing:
-        return
-    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0)
-    raise DataError(
-        f"{found.root}: no prediction for case {missing[0]}{more} of {len(expected.cases)} "
-        f"references. A prediction has the name of its reference; the nearest here is {near[0]}."
-    )

@@ -127,6 +127,29 @@ def test_an_enhanced_file_of_many_frames(tmp_path, kind, shared):
         assert contour.ContourImageSequence[0].ReferencedFrameNumber == 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_slices_of_a_tilted_gantry(tmp_path, kind):
+    """A mask on the upright grid goes to the nearest pixels of the slices as they were taken, and back."""
+    folder = write_series(tmp_path / "ct", np.zeros(SHAPE), oblique(), sideways_mm=0.37)
+    files, image = sorted(folder.iterdir()), read_series(folder)
+    assert image.shape == (13, 13, 6)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[2:9, 3:9, 1:5], labels[4:6, 5:7, 2:4] = 1, 2
+    path = write(kind, files, Volume(labels, image.affine), tmp_path / "mask.dcm")
+    assert np.array_equal(read_labels(path, image, CLASSES).array, labels)
+    if kind == "seg":
+        made = pydicom.dcmread(path)
+        for n, plane in enumerate(dicom_planes.planes(made)):
+            voxels = np.linalg.inv(image.affine) @ plane.affine
+            x, y = np.indices(plane.shape)
+            at = np.tensordot(voxels, [x, y, np.zeros_like(x), np.ones_like(x)], axes=1)
+            i, j, k = np.rint(at[:3]).astype(int)
+            owner = made.PerFrameFunctionalGroupsSequence[n].SegmentIdentificationSequence[0]
+            expected = labels[i, j, k] == owner.ReferencedSegmentNumber
+            assert np.array_equal(made.pixel_array[n].T, expected)
+            assert np.ptp(at[2]) < 1e-3  # one slice
+
+
 def write_enhanced(path: Path, affine: np.ndarray, shared: bool) -> Path:
     """A CT of one file. Not shared: each frame has its orientation and spacing."""
     lps = RAS_TO_LPS @ affine
@@ -392,13 +415,17 @@ def test_names_that_are_not_there(oblique_series, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", ["moved", "other spacing", "turned", "too small"])
+@pytest.mark.parametrize("how", ["moved", "beside", "other spacing", "turned", "too small"])
 def test_another_grid(oblique_series, tmp_path, kind, how):
+    if (kind, how) == ("rtstruct", "beside"):
+        pytest.skip("contours lie anywhere in a slice")
     files, image = oblique_series
     path = write(kind, files, Volume(classes(), image.affine), tmp_path / "m.dcm")
     affine, array = image.affine.copy(), image.array
     if how == "moved":
         affine[:3, 3] += 0.5 * affine[:3, 2]
+    elif how == "beside":
+        affine[:3, 3] += 0.4 * affine[:3, 0]
     elif how == "other spacing":
         affine[:3, 2] *= 1.3
     elif how == "turned":

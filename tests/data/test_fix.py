@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import broken
 import numpy as np
 import pytest
-from broken import BROKEN, Broken, image_file, label_file
+from broken import BROKEN, Broken, image_file, label_file, shift
 
 from vclipseg.data import fix
 from vclipseg.data.check import check_dataset
+from vclipseg.data.datasets import open_dataset
 from vclipseg.data.findings import Findings
 from vclipseg.data.fix import MENDS, RECORD, fix_copy
-from vclipseg.data.volume import read_image, read_labels
+from vclipseg.data.ignored import IGNORED
+from vclipseg.data.reviews import all_reviews, save_review
+from vclipseg.data.volume import Volume, read_image, read_labels, reorient, write
 from vclipseg.errors import DataError, UsageError
 
 FIXABLE = [b for b in BROKEN if b.fixable]
@@ -184,3 +188,103 @@ def test_linked_folders_become_real_ones(breakable: Path, tmp_path: Path) -> Non
     fix_copy(check_dataset(breakable), tmp_path / "mended")
     assert not (tmp_path / "mended" / "imagesTr").is_symlink()
     assert check_dataset(tmp_path / "mended").problems == ()
+
+
+# ---- what people decided ---------------------------------------------------------------
+
+
+def _review(root: Path, case_id: str = "train1") -> Volume:
+    """Accept a case's own labels, the first slice ignored; what was accepted."""
+    labels = read_labels(label_file(root, case_id))
+    labels.array[..., 0] = IGNORED
+    save_review(root, case_id, "accepted", labels, (0, 1, 2))
+    return labels
+
+
+def _change_mask(root: Path, change: Callable[[Volume], Volume]) -> None:
+    (review,) = all_reviews(root, "train1")
+    write(change(read_labels(review.label)), review.label)
+
+
+def _finer(mask: Volume) -> Volume:
+    half = np.eye(4)
+    half[:3] *= 0.5
+    half[:3, 3] = -0.25  # the first of two voxels begins where the whole one did
+    array = mask.array.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    return Volume(array, mask.affine @ half)
+
+
+def _reviewed(dataset_path: Path) -> Volume:
+    dataset = open_dataset(dataset_path)
+    return dataset.training_labels(dataset.case("train1"))
+
+
+@pytest.mark.parametrize("listing", ["", "cases.csv"])
+def test_decisions_come_along_as_they_are(listing: str, breakable: Path, tmp_path: Path) -> None:
+    broken.shared_subject(breakable)  # which writes the table
+    accepted = _review(breakable)
+    save_review(breakable, "train0", "ignored", None, (0, 1, 2))
+    fix_copy(check_dataset(breakable / listing), tmp_path / "mended")
+    kept = {f: h for f, h in _hashes(breakable).items() if f.startswith("reviews/")}
+    assert len(kept) == 3
+    assert kept.items() <= _hashes(tmp_path / "mended").items()
+    np.testing.assert_array_equal(_reviewed(tmp_path / "mended" / listing).array, accepted.array)
+
+
+@pytest.mark.parametrize("listing", ["", "cases.csv"])
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda m: reorient(m, "LPS"), "label-orientation-differs"),
+        (lambda m: Volume(m.array, m.affine @ shift(0.1)), "label-geometry-differs"),
+        (_finer, "label-shape-differs"),
+    ],
+)
+def test_a_reviewed_mask_is_put_onto_its_image(
+    change: Callable[[Volume], Volume], code: str, listing: str, breakable: Path, tmp_path: Path
+) -> None:
+    """Ignored voxels stay where they were, and the original's decision is untouched."""
+    broken.shared_subject(breakable)
+    accepted = _review(breakable)
+    _change_mask(breakable, change)
+    before = _hashes(breakable)
+    mended = fix_copy(check_dataset(breakable / listing), tmp_path / "mended")
+    found = _reviewed(tmp_path / "mended" / listing)
+    np.testing.assert_array_equal(found.array, accepted.array)
+    np.testing.assert_allclose(found.affine, accepted.affine, atol=1e-5)
+    assert [p.code for p in mended] == [code]
+    record = json.loads((tmp_path / "mended" / RECORD).read_text(encoding="utf-8"))
+    assert record["fixes"][0]["file"].startswith("reviews/train1/0001-")
+    assert _hashes(breakable) == before
+
+
+def test_masks_of_earlier_decisions_are_mended_too(breakable: Path, tmp_path: Path) -> None:
+    """A run may follow one of them."""
+    accepted = _review(breakable)
+    _change_mask(breakable, lambda m: reorient(m, "LPS"))
+    save_review(breakable, "train1", "open", None, (0, 1, 2))
+    fix_copy(check_dataset(breakable), tmp_path / "mended")
+    dataset = open_dataset(tmp_path / "mended", reviews={"train1": 1})
+    found = dataset.training_labels(dataset.case("train1"))
+    np.testing.assert_array_equal(found.array, accepted.array)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: Volume(m.array, m.affine @ shift(3)),
+        lambda m: Volume(m.array[:-2], m.affine),
+        lambda m: Volume(m.array[:-2], np.eye(4)),
+    ],
+    ids=["elsewhere", "cropped", "no place"],
+)
+def test_a_reviewed_mask_that_fits_nowhere_is_refused(
+    change: Callable[[Volume], Volume], breakable: Path, tmp_path: Path
+) -> None:
+    _review(breakable)
+    _change_mask(breakable, change)
+    with pytest.raises(
+        DataError, match=r"0001-.*reviewed mask that does not fit.* case train1 out of"
+    ):
+        fix_copy(check_dataset(breakable), tmp_path / "mended")
+    assert not (tmp_path / "mended").exists()

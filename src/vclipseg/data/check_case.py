@@ -209,7 +209,7 @@ def _inspect_label(
     if image and is_series(case.images[0]):
         volume = turned_like(volume, image)
     if image:
-        problems += _label_geometry(case, file, image, header_of(volume))
+        problems += label_geometry(case, file, image, header_of(volume))
     counts = _count_values(volume.array)
     problems += _label_values(case, file, counts, label_values)
     voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
@@ -270,7 +270,7 @@ def _label_values(
         yield Problem("label-empty", case.case_id, file, message, "warning")
 
 
-def _label_geometry(case: Case, file: Path, image: Header, label: Header) -> Iterator[Problem]:
+def label_geometry(case: Case, file: Path, image: Header, label: Header) -> Iterator[Problem]:
     """At most one problem: how the label's grid differs from the image's."""
     if same_grid(image, label):
         return

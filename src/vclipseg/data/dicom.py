@@ -1,92 +1,27 @@
 """DICOM: the slices of one series, as a volume.
 
-Where a slice lies stands in its header: `ImagePositionPatient`, projected on the normal of
-`ImageOrientationPatient`, gives the order of the slices and the distance between them. File names and
-instance numbers are not looked at: they say nothing of it. GDCM, through SimpleITK, decodes the
-pixels; each file's own rescale slope and intercept, or each frame's, are applied, so that CT is in
-Hounsfield units.
-
-The slices of a tilted gantry are shifted within their planes until they lie straight above each other.
-What cannot be a volume is refused: gaps, two slices in one place, slices of several grids.
+Which files those are is said here. `dicom_stack` puts them in order by where they lie, and refuses what
+cannot be a volume; `dicom_pixels` reads their values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
-from scipy import ndimage
 
 from vclipseg.data.dicom_headers import (
     DicomFile,
-    Frame,
     SeriesError,
     files_below,
     is_dicom,
     is_flat,
-    quietly,
     read_file,
-    unreadable,
 )
-from vclipseg.data.formats import itk_affine
-from vclipseg.data.volume import Header, Volume
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-UNEVEN = 0.1
-"""Slices are evenly spaced if no distance is off the usual one by more than this share of it."""
-ASKEW_PIXELS = 0.1
-"""Slices lie straight above each other if none is shifted sideways by more than this."""
-SAME_PLACE_MM = 1e-3
-_SAME_DIRECTION = 1e-3  # of unit vectors, and of pixel spacings relative to each other
-_IO = "GDCMImageIO"
-_PIXELS = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PixelData",
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """A frame of a file of a series."""
-
-    file: DicomFile
-    index: int
-    frame: Frame
-
-    @property
-    def name(self) -> str:
-        """Names it in a message."""
-        several = len(self.file.frames) > 1
-        return f"{self.file.path.name}{f' (frame {self.index + 1})' if several else ''}"
-
-
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """The slices of a series in order, and their grid.
-
-    Attributes:
-        shifts: `(Z, 2)`, the pixels along X and Y by which each slice lies beside the grid's corner; None
-            where all lie straight above each other.
-    """
-
-    slices: tuple[Slice, ...]
-    header: Header
-    shifts: np.ndarray | None
+from vclipseg.data.dicom_pixels import read_pixels, straightened
+from vclipseg.data.dicom_stack import Slice, Stack, check_one_grid, stacked
+from vclipseg.data.volume import Volume
 
 
 def dicom_files(folder: str | Path) -> list[Path]:
@@ -165,9 +100,9 @@ def read_series(path: str | Path) -> Volume:
             grid; the message names the folder and what to do.
     """
     stack = read_stack(path)
-    pixels = _pixels(stack.slices)  # (Z, Y, X)
+    pixels = read_pixels(stack.slices)  # (Z, Y, X)
     if stack.shifts is not None:
-        pixels = _straightened(pixels, stack.shifts, stack.header.shape)
+        pixels = straightened(pixels, stack.shifts, stack.header.shape)
     return Volume(pixels.T[None], stack.header.affine)
 
 
@@ -186,8 +121,8 @@ def read_stack(path: str | Path) -> Stack:
         raise SeriesError(
             f"{path}: has a single slice. A volume needs two at least.", "dicom-single-slice"
         )
-    _check_one_grid(path, slices)
-    return _stacked(path, slices)
+    check_one_grid(path, slices)
+    return stacked(path, slices)
 
 
 def tilt(path: str | Path) -> str:
@@ -232,189 +167,3 @@ def _unrevealing(file: DicomFile) -> str:
     """What the scanner called a series, unless it called it by the patient."""
     known = file.description and not file.reveals(file.description)
     return file.description if known else "unnamed"
-
-
-def _check_one_grid(path: Path, slices: Sequence[Slice]) -> None:
-    first = slices[0]
-    for other in slices[1:]:
-        if difference := _difference(first, other):
-            raise SeriesError(
-                f"{path}: its slices are not of one grid: {other.name} has {difference} as "
-                f"{first.name} has. Take out what does not belong to the volume, such as an "
-                "overview image.",
-                "dicom-mixed-grids",
-                other.file.path,
-            )
-
-
-def _difference(first: Slice, other: Slice) -> str:
-    """What tells the grids of two slices apart, if anything does."""
-    if other.file.shape != first.file.shape:
-        return f"{_times(other.file.shape)} pixels, not {_times(first.file.shape)}"
-    if not np.allclose(other.frame.spacing, first.frame.spacing, rtol=_SAME_DIRECTION):
-        spacings = (_times(s.frame.spacing) for s in (other, first))
-        return "pixels of {} mm, not of {} mm".format(*spacings)
-    if not np.allclose(other.frame.axes, first.frame.axes, atol=_SAME_DIRECTION):
-        return "not the same orientation"
-    return ""
-
-
-def _check_steps(path: Path, slices: Sequence[Slice], steps: np.ndarray) -> None:
-    """Refuse two slices in one place, gaps, and uneven distances `(Z - 1,)` in mm."""
-    if steps.min() < SAME_PLACE_MM:
-        raise _same_place(path, *slices[int(steps.argmin()) :][:2])
-    usual = float(np.median(steps))
-    off = np.abs(steps - usual)
-    if off.max() <= UNEVEN * usual:
-        return
-    at = int(off.argmax())
-    where = f"from {slices[at].name} to {slices[at + 1].name} it is {steps[at]:.4g} mm"
-    file = slices[at].file.path
-    missing = int((np.rint(steps / usual) - 1).clip(min=0).sum())
-    if missing:
-        raise SeriesError(
-            f"{path}: about {missing} slice(s) are missing: {where}, where {usual:.4g} mm is "
-            "usual. Get the series again, whole.",
-            "dicom-missing-slices",
-            file,
-        )
-    raise SeriesError(
-        f"{path}: its slices are not evenly spaced: {where}, where {usual:.4g} mm is usual. Let a "
-        "converter that resamples them make a NIfTI of it, and use that.",
-        "dicom-uneven-slices",
-        file,
-    )
-
-
-def _same_place(path: Path, first: Slice, second: Slice) -> SeriesError:
-    if first.file is not second.file and first.file.instance == second.file.instance:
-        text = "are copies of one slice. Keep one of them."
-    else:
-        text = (
-            "lie in the same place, as where a series holds several phases, echoes or times. Keep one "
-            "acquisition of the series in the folder, each slice once."
-        )
-    return SeriesError(
-        f"{path}: {first.name} and {second.name} {text}", "dicom-duplicate-slices", second.file.path
-    )
-
-
-# ---- the grid ----------------------------------------------------------------------------
-
-
-def _stacked(path: Path, slices: Sequence[Slice]) -> Stack:
-    """Slices along their normal, on the upright grid that holds all of them."""
-    first = slices[0].frame
-    x = first.axes[0] / np.linalg.norm(first.axes[0])
-    normal = first.normal / np.linalg.norm(first.normal)
-    y = np.cross(normal, x)
-    slices = sorted(slices, key=lambda s: float(s.frame.position @ normal))
-    positions = np.array([s.frame.position for s in slices])  # (Z, 3) mm
-    steps = np.diff(positions @ normal)
-    _check_steps(path, slices, steps)
-    offsets = positions - positions[0]
-    sideways = np.stack([offsets @ x, offsets @ y], axis=1) / first.spacing  # (Z, 2) pixels
-    sideways = sideways.round(3)
-    shape, origin = slices[0].file.shape, positions[0]
-    shifts: np.ndarray | None = None
-    if np.abs(sideways).max() > ASKEW_PIXELS:
-        _check_tilt(path, sideways)
-        corner = np.floor(sideways.min(axis=0))
-        shifts = sideways - corner
-        width, height = np.ceil(shifts.max(axis=0)).astype(int) + shape
-        shape = (int(width), int(height))
-        origin = origin + corner * first.spacing @ np.stack([x, y])
-    affine = itk_affine(
-        (*first.spacing, float(steps.mean())),
-        np.stack([x, y, normal], axis=1).ravel().tolist(),
-        origin.tolist(),
-    )
-    return Stack(tuple(slices), Header((*shape, len(slices)), 1, affine), shifts)
-
-
-def _check_tilt(path: Path, sideways: np.ndarray) -> None:
-    """Refuse shifts `(Z, 2)` that do not grow from slice to slice as those of a tilted gantry do."""
-    slices = np.arange(len(sideways))[:, None]
-    expected = slices * sideways[-1] / slices[-1]
-    if (off := np.abs(sideways - expected).max()) > 0.5:
-        raise SeriesError(
-            f"{path}: its slices are shifted sideways, unevenly, by up to {off:.2g} pixels off a "
-            "straight line. Let a converter that resamples them make a NIfTI of it, and use that.",
-            "dicom-shifted-slices",
-        )
-
-
-def _straightened(pixels: np.ndarray, shifts: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Slices `(Z, Y, X)` shifted by `(Z, 2)` pixels into a wider grid; around them is the least value."""
-    x, y, z = shape
-    least = pixels.min()
-    wide = np.full((z, y, x), least, dtype=np.float32)
-    wide[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-    for image, (right, down) in zip(wide, shifts, strict=True):
-        image[:] = ndimage.shift(image, (down, right), order=1, mode="constant", cval=least)
-    return wide
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{n:g}" for n in numbers)
-
-
-# ---- pixels ------------------------------------------------------------------------------
-
-
-def _pixels(slices: Sequence[Slice]) -> np.ndarray:
-    """Rescaled values `(Z, Y, X)`, float32; a file of many frames is decoded once."""
-    images: list[np.ndarray] = []
-    many: dict[Path, np.ndarray] = {}
-    for s in slices:
-        path = s.file.path
-        if len(s.file.frames) == 1:
-            images.append(_decoded(path, path)[0])
-            continue
-        if path not in many:
-            many[path] = _stored(path)
-        if s.index >= len(many[path]):
-            raise unreadable(path)
-        images.append(many[path][s.index] * s.frame.slope + s.frame.intercept)
-    return np.stack(images).astype(np.float32, copy=False)
-
-
-def _stored(path: Path) -> np.ndarray:
-    """Stored values `(N, Y, X)` of all frames of a file.
-
-    GDCM would rescale all frames as the first: it is given the pixels alone.
-    """
-    import pydicom
-
-    with quietly(), TemporaryDirectory() as folder:
-        file = Path(folder) / "frames.dcm"
-        try:
-            _bare(pydicom.dcmread(path)).save_as(file, enforce_file_format=True)
-        except Exception as error:  # of pydicom, of any kind where a file is damaged
-            raise unreadable(path) from error
-        return _decoded(file, path)
-
-
-def _bare(source: Dataset) -> Dataset:
-    """Nothing but the pixels of a file, as they are stored there."""
-    import pydicom
-
-    bare = pydicom.Dataset()
-    for name in _PIXELS:
-        bare[name] = source[name]
-    bare.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"  # any images of several frames
-    bare.SOPInstanceUID = pydicom.uid.generate_uid()
-    bare.file_meta = pydicom.dataset.FileMetaDataset()
-    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID
-    bare.file_meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
-    return bare
-
-
-def _decoded(file: Path, path: Path) -> np.ndarray:
-    """Rescaled values `(N, Y, X)` of a file, float32; `path` is what to call it."""
-    try:
-        image = sitk.ReadImage(str(file), sitk.sitkFloat32, _IO)
-    except RuntimeError as error:
-        raise unreadable(path) from error
-    pixels = sitk.GetArrayFromImage(image)
-    return pixels.reshape(-1, *pixels.shape[-2:])

@@ -59,3 +59,20 @@ def classes_of(labels: Sequence[Path]) -> dict[str, int]:
     names = [name for path in labels for name in dicom_objects.segment_names(path)]
     classes = dict.fromkeys(name for name in names if name.casefold() != "background")
     return {"background": 0} | {name: value for value, name in enumerate(classes, start=1)}
+
+
+def unnamed(labels: Sequence[Path], classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Classes that no segment of any object is called as, and what segments that are no class are called."""
+    return dicom_objects.unnamed(
+        [n for p in labels for n in dicom_objects.segment_names(p)], classes
+    )
+
+
+def frame_grid(first: Path, second: Path) -> Header | None:
+    """The grid of the first segmentation's frames, with slices for the second's; None if one has contours.
+
+    Raises:
+        DataError: It does not say where its frames lie.
+        UsageError: What reads it is not installed.
+    """
+    return dicom_objects.frame_grid(first, second)

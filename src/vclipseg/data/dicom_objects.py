@@ -11,10 +11,17 @@ import numpy as np
 
 from vclipseg.data.dicom_codes import Codes
 from vclipseg.data.dicom_planes import naming, read_dicom, require_dicom, source_frames
-from vclipseg.data.dicom_seg import SOP_CLASSES, seg_labels, seg_names, seg_series, write_seg
+from vclipseg.data.dicom_seg import (
+    SOP_CLASSES,
+    seg_grid,
+    seg_labels,
+    seg_names,
+    seg_series,
+    write_seg,
+)
 from vclipseg.data.dicom_seg import Kind as SegKind
 from vclipseg.data.rtstruct import SOP_CLASS, rt_labels, rt_names, rt_series, write_rtstruct
-from vclipseg.data.volume import Volume
+from vclipseg.data.volume import Header, Volume
 from vclipseg.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -115,6 +122,27 @@ def referenced_series(path: Path) -> str:
     dataset, seg = _read(path, pixels=False)
     with naming(path, "is no whole SEG or RTSTRUCT; export it again"):
         return seg_series(dataset) if seg else rt_series(dataset)
+
+
+def frame_grid(first: Path, second: Path) -> Header | None:
+    """The upright grid of the frames of a SEG, with slices for those of another; None if one is no SEG.
+
+    Raises:
+        UsageError: there is no such file, or the extra `dicom` is not installed.
+        DataError: one is neither SEG nor RTSTRUCT, or does not say where its frames lie.
+    """
+    (one, is_seg), (other, both) = (_read(path, pixels=False) for path in (first, second))
+    if not (is_seg and both):
+        return None
+    with naming(first, f"or {second} does not say where its frames lie; export it again"):
+        return seg_grid(one, other)
+
+
+def unnamed(names: Sequence[str], class_names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Classes, without the background, that no segment has the name of; and names that are no class."""
+    found, classes = ({_plain(name): name for name in known} for known in (names, class_names))
+    missing = [name for key, name in classes.items() if key not in found and name != class_names[0]]
+    return missing, [name for key, name in found.items() if key not in classes]
 
 
 def _read(path: Path, *, pixels: bool = True) -> tuple[Dataset, bool]:

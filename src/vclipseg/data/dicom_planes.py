@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vclipseg.data.volume import Header
 from vclipseg.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 OFF_VOXELS = 0.25
 """A frame is a slice of a volume if its corners are no further than this from voxels, in voxels."""
+_ASKEW_PIXELS = 0.1
+"""Frames lie straight above each other if none is shifted sideways by more than this."""
+_BETWEEN_VOXELS = 0.6
+"""Those of a tilted gantry lie anywhere between voxels, sideways; and headers round."""
+_SAME_PLACE_MM = 1e-2
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _BROKEN = (AttributeError, KeyError, IndexError, TypeError, ValueError, NotImplementedError)
 _settings = threading.RLock()
@@ -75,8 +81,31 @@ class Cut:
         whole[self.along[0][at[0]], self.along[1][at[1]], self.along[2][0]] = value
 
 
-def cut(plane: Plane, affine: np.ndarray, shape: Sequence[int]) -> Cut | None:
-    """The slice of a volume that a plane is; None if it is none."""
+def cuts(frames: Sequence[Plane], affine: np.ndarray, shape: Sequence[int]) -> list[Cut | None]:
+    """The slice of a volume that each frame is; None if it is none.
+
+    The frames of a tilted gantry are shifted against each other, and an upright volume has them between its
+    voxels: the nearest are taken.
+    """
+    sideways = _BETWEEN_VOXELS if _askew(frames) else OFF_VOXELS
+    return [cut(frame, affine, shape, sideways) for frame in frames]
+
+
+def _askew(frames: Sequence[Plane]) -> bool:
+    """Whether frames do not lie straight above each other."""
+    places = np.array([frame.affine[:, 3] for frame in frames])  # (N, 4) mm
+    return bool(
+        (np.ptp(places @ np.linalg.inv(frames[0].affine).T, axis=0)[:2] > _ASKEW_PIXELS).any()
+    )
+
+
+def cut(
+    plane: Plane, affine: np.ndarray, shape: Sequence[int], sideways: float = OFF_VOXELS
+) -> Cut | None:
+    """The slice of a volume that a plane is; None if it is none.
+
+    `sideways` is how far its pixels may lie from voxels in their plane, in voxels.
+    """
     to_voxels = np.linalg.inv(affine) @ plane.affine
     steps = np.rint(to_voxels[:3, :2])  # voxels from pixel to pixel
     if not (np.abs(steps).sum(axis=0) == 1).all() or (np.abs(steps).sum(axis=1) > 1).any():
@@ -87,7 +116,8 @@ def cut(plane: Plane, affine: np.ndarray, shape: Sequence[int]) -> Cut | None:
     corners = np.array([[0, 0], [ends[0], 0], [0, ends[1]], ends], dtype=float)
     exact = corners @ to_voxels[:3, :2].T + to_voxels[:3, 3]
     first = np.rint(exact[0])
-    if np.abs(exact - (corners @ steps.T + first)).max() > OFF_VOXELS:
+    off = np.abs(exact - (corners @ steps.T + first)).max(axis=0)
+    if off[order[2]] > OFF_VOXELS or off.max() > sideways:
         return None
     along = [first[a] + steps[a, i] * np.arange(plane.shape[i]) for i, a in enumerate(order[:2])]
     along.append(first[[order[2]]])
@@ -111,6 +141,33 @@ def planes(dataset: Dataset) -> list[Plane]:
         _plane(dataset, *(_macro(place, frame, shared) for place in places))
         for frame in dataset.PerFrameFunctionalGroupsSequence
     ]
+
+
+def grid_of(frames: Sequence[Plane], others: Sequence[Plane], told_mm: float) -> Header:
+    """The upright grid of frames in any order, with slices for others too.
+
+    Slices that are nobody's may lie between. Whether all frames are slices of it is for `cuts` to say.
+
+    Args:
+        frames: of the grid's pixels and distance.
+        others: which may lie above and below.
+        told_mm: the distance between slices that is taken where all frames lie in one place.
+
+    Raises:
+        KeyError: it is needed, and is 0.
+    """
+    affine = frames[0].affine.copy()
+    to_mm = np.linalg.inv(affine)[2]  # along the normal
+    heights = [to_mm @ frame.affine[:, 3] for frame in (*frames, *others)]
+    own = np.unique(heights[: len(frames)])
+    steps = np.diff(own)[np.diff(own) > _SAME_PLACE_MM]
+    step = np.ptp(own) / np.rint(np.ptp(own) / steps.min()) if len(steps) else told_mm
+    if not step:
+        raise KeyError("SpacingBetweenSlices")
+    low, high = (int(np.rint(end / step)) for end in (min(heights), max(heights)))
+    affine[:, 2] *= step
+    affine[:, 3] += low * affine[:, 2]
+    return Header((*frames[0].shape, high - low + 1), 1, affine)
 
 
 def group(dataset: Dataset) -> Dataset:
@@ -206,14 +263,17 @@ def cuts_of_source(
     Raises:
         DataError: slices of the mask are none of the series, or the other way round.
     """
-    pairs = [(frame, cut(frame.plane, affine, shape)) for frame in frames]
-    placed = [(frame, place) for frame, place in pairs if place is not None]
+    found = cuts([frame.plane for frame in frames], affine, shape)
+    placed = [
+        (frame, place) for frame, place in zip(frames, found, strict=True) if place is not None
+    ]
     slices = {place.slice for _, place in placed}
     axes = {axis for axis, _ in slices}
     if len(slices) != len(frames) or len(axes) != 1 or len(slices) != shape[axes.pop()]:
         raise DataError(
             f"the mask's grid is not that of the series: {len(slices)} of the series' {len(frames)} "
-            "slices are slices of the mask. A DICOM object needs a mask on the grid of the images."
+            "slices are slices of the mask. A DICOM object needs a mask on the grid of the images; write "
+            "NIfTI for others."
         )
     return sorted(placed, key=lambda pair: pair[1].slice)
 

@@ -18,8 +18,9 @@ from vclipseg.data.dicom_codes import Codes, coded
 from vclipseg.data.dicom_planes import (
     Cut,
     SourceFrame,
-    cut,
+    cuts,
     cuts_of_source,
+    grid_of,
     group,
     lenient,
     naming,
@@ -27,7 +28,7 @@ from vclipseg.data.dicom_planes import (
     require_dicom,
     source_frames,
 )
-from vclipseg.data.volume import Volume
+from vclipseg.data.volume import Header, Volume
 from vclipseg.errors import DataError
 from vclipseg.files import replacing
 
@@ -219,7 +220,7 @@ def seg_labels(
         DataError: it lies on another grid.
     """
     class_of = {number: index for index, numbers in classes for number in numbers}
-    places = [cut(plane, image.affine, image.shape) for plane in planes(dataset)]
+    places = cuts(planes(dataset), image.affine, image.shape)
     owners = None if _is_labelmap(dataset) else _owners(dataset)
     half = dataset.get("MaximumFractionalValue", 1) / 2
     labels = np.zeros(image.shape, dtype=np.uint8 if max(class_of.values()) < 256 else np.uint16)
@@ -241,6 +242,21 @@ def seg_labels(
             later = place.of(labels) > index
             place.put(labels, pixels.T & ~later, index)
     return labels
+
+
+def seg_grid(dataset: Dataset, other: Dataset) -> Header:
+    """The upright grid of a SEG's frames, with slices for those of another.
+
+    Raises:
+        KeyError: one does not say where its frames lie, or how far slices are apart.
+    """
+    frames = planes(dataset)
+    holder = group(dataset)
+    if "PixelMeasuresSequence" not in holder:
+        holder = dataset.PerFrameFunctionalGroupsSequence[0]
+    measures = holder.PixelMeasuresSequence[0]
+    told = float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 0)
+    return grid_of(frames, planes(other), told)
 
 
 def _frames(dataset: Dataset) -> Iterable[np.ndarray]:

@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from vclipseg.data.cases import Case
+from vclipseg.data.check_case import label_geometry
 from vclipseg.data.datasets import Dataset
 from vclipseg.data.findings import Findings, Problem
 from vclipseg.data.formats import stored_files
 from vclipseg.data.grids import fit_labels, orientation
 from vclipseg.data.layouts import list_cases
+from vclipseg.data.reviews import FOLDER as REVIEWS
+from vclipseg.data.reviews import all_reviews
 from vclipseg.data.volume import Volume, read_header, read_image, read_labels, reorient, write
 from vclipseg.errors import DataError, UsageError
 
@@ -35,6 +38,9 @@ def fix_copy(findings: Findings, target: str | Path) -> tuple[Problem, ...]:
     affine, likewise. NaN and infinite voxels become the smallest finite value of their
     channel, as that is background in most scans. All else is for a person to decide.
 
+    What people decided about cases comes along. A reviewed mask that does not lie on its image is
+    put there as a label would be, ignored voxels too.
+
     Files are copied, not linked: a later edit of the copy must not reach the original.
 
     Args:
@@ -42,19 +48,20 @@ def fix_copy(findings: Findings, target: str | Path) -> tuple[Problem, ...]:
         target: A folder that does not exist yet, or is empty. It appears when it is complete.
 
     Returns:
-        The problems that were mended.
+        The problems that were mended, those of reviewed masks last.
 
     Raises:
         UsageError: The target is not empty or lies inside the data set, or the data set uses
             files outside its folder.
-        DataError: The cases could not be listed, or a file has changed since the check.
+        DataError: The cases could not be listed, a file has changed since the check, or a
+            reviewed mask cannot be put onto its image without guessing.
     """
     target, dataset = Path(target).resolve(), findings.dataset
     if dataset is None:
         raise DataError(f"{findings.root}: cannot be copied before its errors are corrected.")
     files = _files(dataset)
     _check_target(dataset.root, target)
-    mended = tuple(p for p in findings.problems if p.fixable)
+    mended = (*(p for p in findings.problems if p.fixable), *_off_grid_reviews(dataset))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         copy = Path(folder) / target.name
@@ -82,7 +89,7 @@ def _check_target(root: Path, target: Path) -> None:
 
 
 def _files(dataset: Dataset) -> list[Path]:
-    """All files of the folder; of a data set listed in a CSV, that and what it names.
+    """All files of the folder; of a data set listed in a CSV, that, what it names, and reviews of it.
 
     Raises:
         UsageError: A case has a file outside the folder, which a copy would not have.
@@ -97,9 +104,33 @@ def _files(dataset: Dataset) -> list[Path]:
             )
     if dataset.layout == "csv":
         listing = {dataset.root / f"{dataset.name}.csv", dataset.root / SPLITS}
-        return sorted(own | {f for f in listing if f.is_file()})
+        reviews = {f for c in dataset.cases for f in (dataset.root / REVIEWS / c.case_id).glob("*")}
+        return sorted(own | {f for f in listing | reviews if f.is_file()})
     walked = os.walk(dataset.root, followlinks=True)
     return sorted(Path(folder) / name for folder, _, names in walked for name in names)
+
+
+def _off_grid_reviews(dataset: Dataset) -> list[Problem]:
+    """Reviewed masks, of any revision, that have to be put onto their image.
+
+    Raises:
+        DataError: One cannot be, or cannot be read.
+    """
+    problems: list[Problem] = []
+    for case in dataset.cases:
+        masks = [r.label for r in all_reviews(dataset.root, case.case_id) if r.label]
+        if masks:
+            image = read_header(case.images[0])
+            for mask in masks:
+                problems += label_geometry(case, mask, image, read_header(mask))
+    for problem in problems:
+        if not problem.fixable:
+            raise DataError(
+                f"{problem.file}: a reviewed mask that does not fit its image, so that a mended copy "
+                f"would train on wrong labels: {problem.message} Or move the folder of case "
+                f"{problem.case_id} out of {dataset.root / REVIEWS}, and review the case anew."
+            )
+    return problems
 
 
 def _moved(dataset: Dataset, copy: Path) -> Dataset:

@@ -110,11 +110,26 @@ def latest_review(root: Path, case_id: str) -> Review | None:
     return _latest(root / FOLDER / case_id)
 
 
+def all_reviews(root: Path, case_id: str) -> list[Review]:
+    """Every decision about a case, those that hold no more too: runs may follow them.
+
+    Raises:
+        DataError: A decision is missing its mask or damaged; the message names its file.
+    """
+    return [_read(file) for file in _decisions(root / FOLDER / case_id)]
+
+
 def _latest(folder: Path) -> Review | None:
+    decisions = _decisions(folder)
+    return _read(decisions[-1]) if decisions else None
+
+
+def _decisions(folder: Path) -> list[Path]:
+    """The files of the decisions about a case, in order of revision."""
     if not folder.is_dir():
-        return None
+        return []
     numbered = [p for p in folder.iterdir() if re.fullmatch(r"\d{4,}\.json", p.name)]
-    return _read(max(numbered, key=lambda p: int(p.stem))) if numbered else None
+    return sorted(numbered, key=lambda p: int(p.stem))
 
 
 def _read(file: Path) -> Review:
