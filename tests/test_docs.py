@@ -450,7 +450,7 @@ def test_page_says_why_robust_differs(name):
 
 def test_every_check_code_is_explained():
     names = ("check", "check_case", "compare_cases")
-    names += ("dicom", "dicom_cases", "dicom_headers", "dicom_tree")
+    names += ("dicom", "dicom_cases", "dicom_headers", "dicom_stack", "dicom_tree")
     sources = [ROOT / f"src/vclipseg/data/{name}.py" for name in names]
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
     codes = set(re.findall(r'"([a-z]+(?:-[a-z0-9]+)+)"', text))
