@@ -11,6 +11,7 @@ import broken
 import numpy as np
 import pytest
 from broken import BROKEN, Broken, image_file, label_file, shift
+from dicom_made import AXIAL, write_series
 
 from vclipseg.data import fix
 from vclipseg.data.check import check_dataset
@@ -288,3 +289,17 @@ def test_a_reviewed_mask_that_fits_nowhere_is_refused(
     ):
         fix_copy(check_dataset(breakable), tmp_path / "mended")
     assert not (tmp_path / "mended").exists()
+
+
+def test_a_case_named_as_the_folder_keeps_its_decisions(tmp_path: Path) -> None:
+    """A series right in the folder of the data set."""
+    scan = write_series(tmp_path / "scan", np.zeros((6, 5, 4)), AXIAL)
+    (case,) = open_dataset(scan, class_names=["liver"]).cases
+    save_review(scan, case.case_id, "ignored", None, (0, 1))
+    findings = check_dataset(scan, class_names=["liver"])
+    with pytest.raises(UsageError, match="Name the copy scan, in another place"):
+        fix_copy(findings, tmp_path / "mended")
+    assert not (tmp_path / "mended").exists()
+    fix_copy(findings, tmp_path / "elsewhere" / "scan")
+    (copied,) = open_dataset(tmp_path / "elsewhere" / "scan", class_names=["liver"]).cases
+    assert copied.review.decision == "ignored"

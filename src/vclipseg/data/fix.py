@@ -51,8 +51,8 @@ def fix_copy(findings: Findings, target: str | Path) -> tuple[Problem, ...]:
         The problems that were mended, those of reviewed masks last.
 
     Raises:
-        UsageError: The target is not empty or lies inside the data set, or the data set uses
-            files outside its folder.
+        UsageError: The target is not empty or lies inside the data set, the data set uses files
+            outside its folder, or a reviewed case would have another name in the copy.
         DataError: The cases could not be listed, a file has changed since the check, or a
             reviewed mask cannot be put onto its image without guessing.
     """
@@ -147,12 +147,18 @@ def _moved(dataset: Dataset, copy: Path) -> Dataset:
 
 
 def _check_complete(copy: Dataset, root: Path) -> None:
-    """Refuse a copy whose listing leads back to files of the original."""
+    """Refuse a copy whose listing leads back to files of the original, or loses what was decided."""
     listed = list_cases(copy.root / f"{copy.name}.csv" if copy.layout == "csv" else copy.root)
     if _case_files(listed.cases) != _case_files(copy.cases):
         raise UsageError(
             f"{root}: names files by their absolute path, so that a copy would still use the "
             "original ones. Write all paths relative to the folder."
+        )
+    lost = {c.case_id for c in copy.cases if c.review} - {c.case_id for c in listed.cases}
+    if lost:
+        raise UsageError(
+            f"{copy.root.name}: the case {min(lost)} is named as its folder, so that decisions about it "
+            f"would be lost here. Name the copy {root.resolve().name}, in another place."
         )
 
 
