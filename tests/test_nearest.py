@@ -62,6 +62,14 @@ def test_steps_stop_when_they_do_not_pay(monkeypatch):
     assert trees == [len(others)]
 
 
+@pytest.mark.parametrize("apart", [1, 2])
+def test_surfaces_that_share_no_voxel_need_no_tree(monkeypatch, apart):
+    """No voxel is found at first, and then all of them."""
+    monkeypatch.setattr(module, "KDTree", None)
+    plane = np.argwhere(np.ones((30, 30, 1)))
+    assert (nearest(plane, plane + np.array([0, 0, apart]), (1, 1, 1)) == apart).all()
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_shells_hold_every_step_up_to_their_last(spacing):
     shells = module._shells(spacing)

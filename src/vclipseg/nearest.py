@@ -13,6 +13,7 @@ Points = NDArray[np.number]
 
 STEPS = 500  # of the nearest ones, about as many as cost what a tree does
 PAYS = 4 * STEPS  # one more step should find one voxel of so many
+FREE = 33  # steps, up to two voxels, tried in any case: near surfaces may share no voxel
 
 
 def nearest(
@@ -57,7 +58,7 @@ def _step(
     taken[(others - low) @ strides] = True
     places, left, tried, reach = (points - low) @ strides, np.arange(len(points)), 0, 0.0
     for length, steps in shells:
-        pays = len(points) - len(left) >= tried * len(points) / PAYS
+        pays = len(points) - len(left) >= (tried - FREE) * len(points) / PAYS
         if length > limit or not len(left) or not pays:
             break
         hit = np.zeros(len(left), dtype=bool)
