@@ -404,7 +404,7 @@ def test_identity_holds_the_run_that_it_starts_from(finished, copied):
 
 
 def test_identity_does_not_change_with_a_new_setting_at_its_default(finished):
-    spelled_out = settings("vclipseg", "train.momentum=0.9", "method.warmup=0.2")
+    spelled_out = settings("vclipseg", "train.momentum=0.9", "method.warmup=0.4")
     of = identity(spelled_out, finished.split, finished.plan, finished.text)
     assert of == finished.settings_hash
 
