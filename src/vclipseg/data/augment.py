@@ -55,9 +55,7 @@ class Parameters:
     start: Box  # of what is cut from the turned volume; negative where the volume is smaller
     extent: Box  # of what is cut, in voxels; resampled to `patch` where it differs
     patch: Box
-    rotation: (
-        Matrix | None
-    )  # of steps in the patch to steps in what is cut, in voxels, zoom included
+    rotation: Matrix | None  # steps of the patch in voxels of what is cut, zoom included
     gamma: float
     scale: float
     shift: float
