@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from toy import LATE, RECIPES, batch_for, build, fast, fit, make_batch
+from toy import LATE, RECIPES_IN_TIME, batch_for, build, fast, fit, make_batch
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.data.batch import Batch
 from vclipseg.device import require_compiler
@@ -27,8 +27,6 @@ from vclipseg.training import (
     start,
     train,
 )
-
-SLOW = pytest.mark.slow
 
 
 class Spring(Method):
@@ -482,13 +480,7 @@ def logged(folder, settings, stop=None):
     return begin
 
 
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [
-        pytest.param(*recipe, id="-".join(recipe), marks=() if "robust" in recipe else SLOW)
-        for recipe in RECIPES
-    ],
-)
+@pytest.mark.parametrize(("name", "preset"), RECIPES_IN_TIME)
 def test_a_resumed_run_equals_an_unbroken_one(name, preset, tmp_path):
     """Weights, optimizer, average and log; it is stopped amid the rows of steps 2 and 4."""
     settings = fast(steps=4, log_every=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,7 +17,11 @@ from vclipseg.training import TrainSettings, TrainState, make_machine, start, tr
 NAMES = ("background", "organ", "vessel", "bone")
 LATE = 10**6  # a step after every ramp
 RECIPES = [(name, preset) for name in METHODS for preset in presets(name)]
-
+RECIPES_IN_TIME = [
+    pytest.param(*recipe, id="-".join(recipe), marks=() if "robust" in recipe else pytest.mark.slow)
+    for recipe in RECIPES
+]
+"""For tests that take long over all recipes: of the fast ones are those with the common settings."""
 
 TINY = (
     "train.steps=4",
