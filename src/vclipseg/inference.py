@@ -41,8 +41,8 @@ class PredictSettings(Settings):
     """Steps between windows; half a window when left out. The literature: 18, 18, 4 on LA."""
     blend: Literal["gaussian", "uniform"] = "gaussian"
     """Weight of a window's voxels in the average; "uniform" as in the literature."""
-    batch: Annotated[int, Field(gt=0)] = 4
-    """Windows run at once."""
+    batch: Annotated[int, Field(gt=0)] = 2
+    """Windows run at once. On a CPU more take longer each: their maps leave the caches."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """As in training."""
 
