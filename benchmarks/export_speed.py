@@ -3,7 +3,7 @@
     python benchmarks/export_speed.py --threads 2
     python benchmarks/export_speed.py --method supervised --window 64 64 48 --filters 8
 
-Prints JSON. The two take turns in one process, so that what else the machine does falls on both; the
+Prints JSON. All take turns in one process, so that what else the machine does falls on both; the
 figures are medians and minima. torch runs the method as it is, in its usual (contiguous) layout.
 """
 
@@ -14,11 +14,12 @@ import json
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-import onnxruntime
 import torch
 
+from vclipseg.engines import ENGINES, open_network
 from vclipseg.environment import commit, cpu_name
 from vclipseg.export import onnx_program, plain
 from vclipseg.methods import method_class, preset
@@ -39,23 +40,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     method = make_method(arguments.method, arguments.preset, arguments.filters)
     images = torch.randn(1, 1, *arguments.window)
-    torch_s, onnx_s = seconds(method, images, arguments.threads, arguments.repeats)
-    rows = {
-        name: {"median": round(statistics.median(s), 4), "min": round(min(s), 4)}
-        for name, s in (("torch", torch_s), ("onnx", onnx_s))
+    took = seconds(method, images, arguments.threads, arguments.repeats)
+    medians = {name: statistics.median(s) for name, s in took.items()}
+    found = {
+        name: {
+            "median s": round(medians[name], 4),
+            "min s": round(min(s), 4),
+            "times as fast as torch": round(medians["torch"] / medians[name], 2),
+        }
+        for name, s in took.items()
     }
-    ratio = statistics.median(torch_s) / statistics.median(onnx_s)
     print(
-        json.dumps(
-            {
-                **vars(arguments),
-                "seconds": rows,
-                "times as fast": round(ratio, 2),
-                "device": cpu_name(),
-                "commit": commit(),
-            },
-            indent=2,
-        )
+        json.dumps({**vars(arguments), **found, "device": cpu_name(), "commit": commit()}, indent=2)
     )
 
 
@@ -69,27 +65,28 @@ def make_method(name: str, preset_name: str, filters: int) -> Method:
 
 def seconds(
     method: Method, images: torch.Tensor, threads: int, repeats: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of each run of torch and of the exported model, in turn; the first is left out."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+) -> dict[str, list[float]]:
+    """Seconds of each run of torch and of the exported model by each engine, in turn.
+
+    The first round is left out.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx_program(plain(method), images.shape[1]).save(path, external_data=False)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = {"images": images.numpy()}
-    took: tuple[list[float], list[float]] = ([], [])
+        engines = {name: open_network(path, threads, name)[1] for name in ENGINES if name != "auto"}
+    array = images.numpy()
+    runs = {
+        "torch": lambda: method.predict(images),
+        **{name: partial(network, array) for name, network in engines.items()},
+    }
+    took: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for _ in range(repeats + 1):
-            for times, run in zip(
-                took,
-                (lambda: method.predict(images), lambda: session.run(["probs"], inputs)),
-                strict=True,
-            ):
+            for name, run in runs.items():
                 began = time.perf_counter()
                 run()
-                times.append(time.perf_counter() - began)
-    return took[0][1:], took[1][1:]
+                took[name].append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in took.items()}
 
 
 if __name__ == "__main__":

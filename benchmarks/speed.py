@@ -46,6 +46,7 @@ ROWS = {
     "data": Row("share of a step that waits for data", measures.waiting, "%", 2, at_least=False),
     "predict": Row("predicting 20 scans, whole volumes", measures.predict_whole, "s", 60),
     "windows": Row("predicting 20 scans, the paper's windows", measures.predict_windows, "s", 3),
+    "export": Row("an exported model, one window", measures.exported, "s", 2),
     "metrics": Row("Dice, Jaccard, 95HD, ASD of 20 scans", measures.metrics, "s", 15),
     "ct": Row("peak memory, CT of 512 x 512 x 400", measures.ct_memory, "GiB", 6, at_least=False),
     "memory": Row("peak memory, training step", measures.step_memory, "GiB", 0.6, at_least=False),

@@ -48,6 +48,7 @@ RUN = "vclipseg"  # of the two that the demo makes
 
 
 def main() -> None:
+    """All of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -102,7 +102,10 @@ def test_images_are_prepared_as_for_training(followed, affine):
     ],
     ids=["window", "whole", "auto", "stride", "two channels"],
 )
-def test_masks_are_those_of_torch(predict, followed, tmp_path):
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_masks_are_those_of_torch(predict, followed, engine, tmp_path):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
     channels = len(followed.intensity)
     predictor = soft_predictor(
         channels=channels,
@@ -110,7 +113,7 @@ def test_masks_are_those_of_torch(predict, followed, tmp_path):
         predict={"precision": "fp32", **predict},
         patch=[8, 8, 8],
     )
-    model = lite.Model(soft_onnx(tmp_path / "soft.onnx", predictor), threads=1)
+    model = lite.Model(soft_onnx(tmp_path / "soft.onnx", predictor), 1, engine)
     image = Volume(noise((channels, 13, 10, 17)), SHEARED)
     image.array[:, :2] = 0
     probs = predictor.probabilities(image)
@@ -195,12 +198,14 @@ def test_a_model_says_what_it_is(folder, capsys):
         (["soft.onnx", "scan.mha"], 2, "only NIfTI"),
         (["soft.onnx", "scan.nii.gz", "-o", "mask.png"], 2, "only NIfTI"),
         (["scan.nii.gz", "--info"], 3, "not a readable ONNX model"),
+        (["soft.onnx", "scan.nii.gz", "--engine", "openvino"], 2, "pip install openvino"),
     ],
 )
 def test_errors_are_one_message_and_an_exit_code(
     folder, capsys, monkeypatch, arguments, code, message
 ):
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
     assert lite.main(arguments) == code
     said = capsys.readouterr().err
     assert said.startswith("error: ")
