@@ -3,7 +3,8 @@
     python benchmarks/readme.py
 
 `results` markers take a short table of a grid, `table` markers all of it, with its figures, `method`
-markers the rows of one method, and `speed` markers what `speed.py` measured. What has no record reads
+markers the rows of one method, `speed` markers what `speed.py` measured, `simulation` markers what
+`annotate_next.py` did, and `load` markers what `serve_load.py` did. What has no record reads
 "not measured yet". tests/test_docs.py fails where a page says anything else than this script would
 write.
 """
@@ -55,8 +56,9 @@ def fill(text: str, results: Path) -> str:
 
     And all of its tables between `<!-- table:GRID -->` and `<!-- /table -->`, the rows of a method between
     `<!-- method:NAME -->` and `<!-- /method -->`, the speed of a kind of device between
-    `<!-- speed:DEVICE -->` and `<!-- /speed -->`, and what to annotate next between
-    `<!-- simulation:NAME -->` and `<!-- /simulation -->`.
+    `<!-- speed:DEVICE -->` and `<!-- /speed -->`, what to annotate next between
+    `<!-- simulation:NAME -->` and `<!-- /simulation -->`, and what a server went through between
+    `<!-- load:NAME -->` and `<!-- /load -->`.
     """
     kinds = {
         "results": show,
@@ -64,6 +66,7 @@ def fill(text: str, results: Path) -> str:
         "method": show_method,
         "speed": show_speed,
         "simulation": show_simulation,
+        "load": show_load,
     }
     for kind, make in kinds.items():
         text = re.sub(
@@ -195,6 +198,45 @@ def show_speed(device: Path) -> str:
     machines = sorted({f"{row['device']}, commit {row['commit']}" for row in rows})
     made = f"Made from [{path.name}](../../results/{path.name}): {'; '.join(machines)}.\n"
     return "\n".join([*lines, "", *notes, "", made])
+
+
+def show_load(record: Path) -> str:
+    """What clients saw of a server, from results/NAME.json."""
+    path = record.with_name(f"{record.name}.json")
+    if not path.is_file():
+        return NOT_MEASURED
+    found = json.loads(path.read_text(encoding="utf-8"))
+    busy = sum(n for answer, n in found["answers"].items() if answer.endswith(" 503"))
+    memory = found["memory_mb"]
+    lines = [
+        ("clients, seconds", f"{found['clients']}, {found['seconds']:g}"),
+        ("requests", f"{found['requests']}, of them {busy} told to come again (503)"),
+        (
+            "seconds of an answer",
+            f"{found['median_seconds']:g}, at most {found['slowest_seconds']:g}",
+        ),
+        ("crashed", "yes" if found["crashed"] else "no"),
+        ("wrong answers", str(len(found["wrong"]))),
+        (
+            "reviews confirmed, then lost",
+            f"{found['reviews_confirmed']}, {len(found['reviews_lost'])}",
+        ),
+        (
+            "memory, MB: at the start, in the first third, at most",
+            f"{memory['at_start']}, {memory['after_a_third']}, {memory['highest']}",
+        ),
+    ]
+    return "\n".join(
+        [
+            "| | |",
+            "| --- | --- |",
+            *(f"| {what} | {value} |" for what, value in lines),
+            "",
+            f"Made from [{path.name}](../../results/{path.name}): {found['device']}, "
+            f"commit {found['commit']}.",
+            "",
+        ]
+    )
 
 
 def quantity(value: float | None, unit: str) -> str:

@@ -4,7 +4,8 @@
 
 Serves a copy of a folder of runs and of their data, lets the clients look, predict, review and send
 broken files, kills the server at the end (SIGKILL), and counts: crashes, answers of 5xx other than 503,
-reviews that were confirmed and are not on the disk, and how its memory grew. Prints JSON.
+reviews that were confirmed and are not on the disk, and how its memory grew. Prints JSON, and writes it
+where `--record` says.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 
 from vclipseg.data.reviews import read_reviews
 from vclipseg.environment import commit, cpu_name
+from vclipseg.files import write_text
 
 CONFIRMED: dict[str, int] = {}  # case id -> highest revision that the server confirmed
 LOCK = threading.Lock()
@@ -228,9 +230,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, help="such as results/serve-load.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        print(json.dumps(load(arguments, Path(temporary)), indent=2))
+        found = json.dumps(load(arguments, Path(temporary)), indent=2)
+    print(found)
+    if arguments.record:
+        write_text(arguments.record, found + "\n")
 
 
 def load(arguments: argparse.Namespace, folder: Path) -> dict:

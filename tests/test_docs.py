@@ -248,6 +248,30 @@ def test_speed_is_shown_with_what_was_missed(tmp_path):
     assert "a CPU, commit abc" in shown
 
 
+def test_what_a_server_went_through_is_shown(tmp_path):
+    record = {
+        "clients": 16,
+        "seconds": 60.0,
+        "requests": 12,
+        "answers": {"page 200": 9, "infer 503": 2, "review 200": 1},
+        "median_seconds": 0.01,
+        "slowest_seconds": 3.5,
+        "crashed": False,
+        "wrong": [],
+        "reviews_confirmed": 1,
+        "reviews_lost": ["case"],
+        "memory_mb": {"at_start": 300, "after_a_third": 400, "highest": 410},
+        "device": "a CPU",
+        "commit": "abc",
+    }
+    (tmp_path / "load.json").write_text(json.dumps(record))
+    shown = readme.fill("<!-- load:load -->\n<!-- /load -->\n", tmp_path)
+    assert "| requests | 12, of them 2 told to come again (503) |" in shown
+    assert "| reviews confirmed, then lost | 1, 1 |" in shown
+    assert "a CPU, commit abc" in shown
+    assert "Not measured" in readme.show_load(tmp_path / "none")
+
+
 # Commands
 
 
