@@ -128,13 +128,14 @@ def test_an_enhanced_file_of_many_frames(tmp_path, kind, shared):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_slices_of_a_tilted_gantry(tmp_path, kind):
+@pytest.mark.parametrize("shown", [slice(1, 5), slice(4, 5)], ids=["slices", "one slice"])
+def test_slices_of_a_tilted_gantry(tmp_path, kind, shown):
     """A mask on the upright grid goes to the nearest pixels of the slices as they were taken, and back."""
     folder = write_series(tmp_path / "ct", np.zeros(SHAPE), oblique(), sideways_mm=0.37)
     files, image = sorted(folder.iterdir()), read_series(folder)
     assert image.shape == (13, 13, 6)
     labels = np.zeros(image.shape, np.uint8)
-    labels[2:9, 3:9, 1:5], labels[4:6, 5:7, 2:4] = 1, 2
+    labels[2:9, 3:9, shown], labels[4:6, 5:7, shown] = 1, 2
     path = write(kind, files, Volume(labels, image.affine), tmp_path / "mask.dcm")
     assert np.array_equal(read_labels(path, image, CLASSES).array, labels)
     if kind == "seg":

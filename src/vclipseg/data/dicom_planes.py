@@ -92,11 +92,10 @@ def cuts(frames: Sequence[Plane], affine: np.ndarray, shape: Sequence[int]) -> l
 
 
 def _askew(frames: Sequence[Plane]) -> bool:
-    """Whether frames do not lie straight above each other."""
+    """Whether frames do not lie straight above each other, which those of one place cannot say."""
     places = np.array([frame.affine[:, 3] for frame in frames])  # (N, 4) mm
-    return bool(
-        (np.ptp(places @ np.linalg.inv(frames[0].affine).T, axis=0)[:2] > _ASKEW_PIXELS).any()
-    )
+    x, y, height, _ = np.ptp(places @ np.linalg.inv(frames[0].affine).T, axis=0)
+    return bool(max(x, y) > _ASKEW_PIXELS or height < _SAME_PLACE_MM)
 
 
 def cut(
