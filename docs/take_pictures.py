@@ -97,7 +97,7 @@ def one_file(demo: Path, folder: Path) -> None:
     same = (masks[0].array == masks[1].array).mean()
     titles = (
         "vclipseg predict",
-        f"vclipseg.lite, without torch: {same:.2%} of the voxels the same",
+        f"vclipseg.lite: {same:.2%} of voxels alike",
     )
     draw(read_image(scan), list(zip(titles, masks, strict=True)), IMAGES / "export.png")
 
@@ -152,6 +152,8 @@ def serving(demo: Path) -> Iterator[str]:
 def browser_page() -> Iterator[Page]:
     """A page of 1280 x 800 in Chromium without a screen."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not chromium:
+        sys.exit("there is no Chromium on this machine; install it, or name it in CHROMIUM")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=[*SOFTWARE])
         page = browser.new_page(viewport={"width": 1280, "height": 800})
