@@ -44,7 +44,14 @@ METHOD_FILES = sorted(
 )  # fmt: skip
 COMMANDS = typer.main.get_command(app)
 NOT_RUN = "<!-- not run:"
-NEEDED = ("numpy", "nibabel", "onnxruntime", "openvino", "fire", "jsonschema")  # by an exported model
+NEEDED = (
+    "numpy",
+    "nibabel",
+    "onnxruntime",
+    "openvino",
+    "fire",
+    "jsonschema",
+)  # by an exported model
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

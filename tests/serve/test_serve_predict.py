@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+
 import numpy as np
 import pytest
 from dicom_made import oblique, write_series
@@ -184,14 +187,21 @@ def test_a_run_without_a_model(client, runs):
 
 
 def test_the_oldest_scans_are_forgotten(tmp_path):
-    import io
-
     scans = Scans(tmp_path / "scans", SMALL)
     made = [scans.add([("a.nii.gz", io.BytesIO(nifti()))]) for _ in range(5)]
     assert [scans.get(scan.id) is not None for scan in made] == [False, False, True, True, True]
     assert len(list(scans.folder.iterdir())) == 3
     with pytest.raises(TooMuch):
         scans.add([])
+
+
+def test_scans_that_another_request_forgets_are_no_error(tmp_path):
+    scans = Scans(tmp_path / "scans", SMALL)
+    first = scans.add([("a.nii.gz", io.BytesIO(nifti()))])
+    shutil.rmtree(first.folder)  # as between another's decision and its end
+    second = scans.add([("b.nii.gz", io.BytesIO(nifti()))])
+    assert first.size == 0
+    assert second.size > 0
 
 
 def test_nothing_is_left_when_the_server_ends(runs):

@@ -60,8 +60,11 @@ class Scan:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
-        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        """Bytes on the disk; 0 if it was forgotten meanwhile, by another request."""
+        try:
+            return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        except FileNotFoundError:
+            return 0
 
 
 class Scans:
