@@ -136,6 +136,7 @@ ROBUST: dict[str, Any] = {
     "unlabeled_weight": 0.5,
     "apply_to": "unlabeled",
     "warmup": 0.4,
+    "predict_with": "mean",
 }
 SSL4MIS: dict[str, Any] = {
     "initialization": "kaiming_xavier",

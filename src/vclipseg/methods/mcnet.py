@@ -102,7 +102,12 @@ class MCNet(Method):
 
 
 SGD = {"optimizer": "sgd", "lr": 0.01, "lr_power": 0.0, "weights": "last"}
-ROBUST: dict[str, Any] = {"dropout": 0.0, "ce_weight": 0.5, "warmup": 0.4}
+ROBUST: dict[str, Any] = {
+    "dropout": 0.0,
+    "ce_weight": 0.5,
+    "warmup": 0.4,
+    "predict_with": "mean",
+}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "robust": {"method": ROBUST, "train": {}},
     "faithful": {"method": {}, "train": SGD},
