@@ -29,6 +29,7 @@ METHODS = sorted(f"docs/methods/{path.name}" for path in (ROOT / "docs/methods")
 PAGES = (
     "README.md",
     "docs/benchmark.md",
+    "docs/explanation/experiments.md",
     "docs/explanation/performance.md",
     "docs/how-to/serve.md",
     *METHODS,
@@ -57,8 +58,9 @@ def fill(text: str, results: Path) -> str:
     And all of its tables between `<!-- table:GRID -->` and `<!-- /table -->`, the rows of a method between
     `<!-- method:NAME -->` and `<!-- /method -->`, the speed of a kind of device between
     `<!-- speed:DEVICE -->` and `<!-- /speed -->`, what to annotate next between
-    `<!-- simulation:NAME -->` and `<!-- /simulation -->`, and what a server went through between
-    `<!-- load:NAME -->` and `<!-- /load -->`.
+    `<!-- simulation:NAME -->` and `<!-- /simulation -->`, what a server went through between
+    `<!-- load:NAME -->` and `<!-- /load -->`, and what was tried with the recipes of a folder between
+    `<!-- development:FOLDER -->` and `<!-- /development -->`.
     """
     kinds = {
         "results": show,
@@ -67,6 +69,7 @@ def fill(text: str, results: Path) -> str:
         "speed": show_speed,
         "simulation": show_simulation,
         "load": show_load,
+        "development": show_development,
     }
     for kind, make in kinds.items():
         text = re.sub(
@@ -237,6 +240,34 @@ def show_load(record: Path) -> str:
             "",
         ]
     )
+
+
+def show_development(folder: Path) -> str:
+    """What results/development.csv holds of the recipes in a folder, in the order of time."""
+    path = folder.with_name("development.csv")
+    if not path.is_file():
+        return NOT_MEASURED
+    with path.open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    rows = [row for row in found if Path(row["recipe"]).parent.name == folder.name]
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        f"| {Path(row['recipe']).stem} | {changes(row['overrides'])} | {row['seed']} | "
+        f"{float(row['dice']):.3f} | {float(row['lowest']):.2f} | {float(row['seconds']):.0f} | "
+        f"{row['commit']} |"
+        for row in rows
+    ]
+    headings = ["Recipe", "Changed", "Seed", "Dice", "Lowest case", "Training, s", "Commit"]
+    return "\n".join(
+        ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings), *lines, ""]
+    )
+
+
+def changes(overrides: str) -> str:
+    """What a run was told, without its seed, which has a column."""
+    kept = [f"`{word}`" for word in overrides.split() if not word.startswith("train.seed=")]
+    return " ".join(kept) or "nothing"
 
 
 def quantity(value: float | None, unit: str) -> str:

@@ -53,6 +53,11 @@ NEEDED = (
     "jsonschema",
 )  # by an exported model
 
+STATISTICS = " train.statistics_batches=25"
+TILTED = f"augment.rotate=15 augment.zoom=0.35{STATISTICS}"
+UNMIXED = f"train.seed=1 {TILTED} method.warmup=0.4 method.copy_paste=0"
+SURE = f"train.seed=1 {TILTED} method.warmup=0.4 method.threshold=0.9 method.copy_paste=0"
+
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -96,7 +101,7 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_pages_show_what_the_records_hold(page):
     old = text_of(page)
-    assert re.search(r"<!-- (results|table|method|speed|simulation):", old)
+    assert re.search(r"<!-- (results|table|method|speed|simulation|development):", old)
     assert readme.fill(old, ROOT / "results") == old, "run `python benchmarks/readme.py`"
 
 
@@ -140,7 +145,21 @@ def test_every_record_is_made_from_its_rows():
             ("hippocampus-4/robust", "augment.rotate=15 augment.zoom=0.2"),
         )
     ]
-    + [("methods/vclipseg.md", "faithful", "train.seed=0 method.unlabeled_weight=0")],
+    + [("methods/vclipseg.md", "faithful", "train.seed=0 method.unlabeled_weight=0")]
+    + [
+        ("explanation/experiments.md", recipe, overrides)
+        for recipe, overrides in (
+            ("supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
+            ("supervised", f"data.labeled=40 train.seed=1 {TILTED}"),
+            ("hippocampus-4/supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
+            ("robust", f"train.seed=1 method.warmup=0.4 {TILTED.removesuffix(STATISTICS)}"),
+            ("robust", f"{UNMIXED} method.threshold=0.9"),
+            ("hippocampus-4/robust", "train.seed=1 method.copy_paste=0 method.threshold=0.9"),
+            ("robust", f"{SURE} method.unlabeled_weight=1.0"),
+            ("robust", f"{SURE} method.patches=[1,3] method.largest_component=true"),
+            ("robust", f"{SURE} method.largest_component=true"),
+        )
+    ],
 )
 def test_figures_of_the_development_list_are_in_its_record(page, recipe, overrides):
     with (ROOT / "results/development.csv").open(newline="", encoding="utf-8") as file:
@@ -253,6 +272,19 @@ def test_speed_is_shown_with_what_was_missed(tmp_path):
     assert "| b |  | 3 s | 3 | 2 | **missed** |" in shown
     assert "- b: so be it." in shown
     assert "a CPU, commit abc" in shown
+
+
+def test_what_was_tried_is_shown(tmp_path):
+    (tmp_path / "development.csv").write_text(
+        "recipe,overrides,seed,cases,dice,lowest,seconds,device,commit\n"
+        "recipes/a/robust.toml,train.seed=1 method.warmup=0,1,9,0.5,0.25,60,a CPU,abc\n"
+        "recipes/b/robust.toml,,0,9,0.6,0.35,60,a CPU,abc\n"
+    )
+    shown = readme.fill("<!-- development:a -->\n<!-- /development -->\n", tmp_path)
+    assert "| robust | `method.warmup=0` | 1 | 0.500 | 0.25 | 60 | abc |" in shown
+    assert "0.600" not in shown
+    assert "| robust | nothing | 0 | 0.600 |" in readme.show_development(tmp_path / "b")
+    assert "Not measured" in readme.show_development(tmp_path / "c")
 
 
 def test_what_a_server_went_through_is_shown(tmp_path):
