@@ -112,7 +112,7 @@ class Model:
                 ) from error
             raise
         cut = [slice(m // 2, m // 2 + n) for m, n in zip(missing, image.shape[1:], strict=True)]
-        return probs[(0, slice(None), *cut)]
+        return probs[0][:, cut[0], cut[1], cut[2]]
 
 
 # Preparing, as in data/preprocess.py and data/resample.py
