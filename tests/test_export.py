@@ -59,14 +59,14 @@ def test_every_method_is_exported(name, settings, num_classes, channels, tmp_pat
     )
     predictor = load(file)
     export.export_onnx(predictor, file, tmp_path / "m.onnx")
-    model = lite.Model(tmp_path / "m.onnx", threads=1)
     images = torch.randn(2, channels, 16, 48, 32)
     with torch.inference_mode():
         expected = predictor.method.predict(images).numpy()
         odd = predictor.method.predict(images[:1, :, :5, :33, 7:])[0].numpy()
-    (found,) = model.session.run(["probs"], {"images": images.numpy()})
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(model.run(images.numpy()[0, :, :5, :33, 7:]), odd, atol=1e-5)
+    for engine in ("onnxruntime", "openvino"):
+        model = lite.Model(tmp_path / "m.onnx", 1, engine)
+        np.testing.assert_allclose(model.network(images.numpy()), expected, atol=1e-5)
+        np.testing.assert_allclose(model.run(images.numpy()[0, :, :5, :33, 7:]), odd, atol=1e-5)
 
 
 # The file
