@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check dev bench bench-gpu format clean
+.PHONY: demo test check dev browser bench bench-gpu format clean
 
 # The main job end to end on made-up anatomy, in a few minutes.
 demo: $(READY)
@@ -23,8 +23,14 @@ check: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 # Everything a developer needs.
-dev: $(READY)
+dev: $(READY) browser
 	@echo "ready: $(BIN)/vclipseg --help"
+
+# Chromium, in which the pages are tested, where it can be installed; else those tests are skipped.
+browser:
+	@command -v chromium > /dev/null || command -v google-chrome > /dev/null \
+	  || timeout 300 sh -c "apt-get install -y chromium || (apt-get update && apt-get install -y chromium)" > /dev/null 2>&1 \
+	  || echo "no Chromium, and it cannot be installed here: the tests of the pages will be skipped"
 
 # Speed and memory beside the literature's way, in about ten minutes.
 bench: $(READY)
