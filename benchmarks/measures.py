@@ -211,13 +211,23 @@ def reference_prediction(sizes: Sizes, method: Method) -> tuple[float, int]:
 
 def predict_whole(sizes: Sizes) -> Figures:
     """Every scan in one pass."""
+    return predict_all(sizes, mode="whole")
+
+
+def predict_default(sizes: Sizes) -> Figures:
+    """Every scan as `vclipseg predict` covers it: windows that overlap by half."""
+    return predict_all(sizes, mode="window")
+
+
+def predict_all(sizes: Sizes, mode: str) -> Figures:
+    """Every scan of the test set, beside the literature's windows."""
     method = make_method(sizes)
     theirs, count = reference_prediction(sizes, method)
-    predictor = make_predictor(sizes, method, mode="whole")
+    predictor = make_predictor(sizes, method, mode=mode)
     images = scans(sizes)
     predictor.prepared(images[0])
     ours = sum(timed(lambda image=image: predictor.prepared(image)) for image in images)
-    return Figures(theirs, ours, theirs / ours, f"{count} windows, {len(images)} volumes")
+    return Figures(theirs, ours, theirs / ours, f"{count} windows for the reference")
 
 
 def predict_windows(sizes: Sizes) -> Figures:

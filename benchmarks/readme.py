@@ -60,7 +60,8 @@ def fill(text: str, results: Path) -> str:
     `<!-- speed:DEVICE -->` and `<!-- /speed -->`, what to annotate next between
     `<!-- simulation:NAME -->` and `<!-- /simulation -->`, what a server went through between
     `<!-- load:NAME -->` and `<!-- /load -->`, and what was tried with the recipes of a folder between
-    `<!-- development:FOLDER -->` and `<!-- /development -->`.
+    `<!-- development:FOLDER -->` and `<!-- /development -->`, and how accurate the ways to cover a volume
+    are between `<!-- modes:NAME -->` and `<!-- /modes -->`.
     """
     kinds = {
         "results": show,
@@ -70,6 +71,7 @@ def fill(text: str, results: Path) -> str:
         "simulation": show_simulation,
         "load": show_load,
         "development": show_development,
+        "modes": show_modes,
     }
     for kind, make in kinds.items():
         text = re.sub(
@@ -261,6 +263,33 @@ def show_development(folder: Path) -> str:
     headings = ["Recipe", "Changed", "Seed", "Dice", "Lowest case", "Training, s", "Commit"]
     return "\n".join(
         ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings), *lines, ""]
+    )
+
+
+def show_modes(record: Path) -> str:
+    """The ways to cover a volume beside the literature's, from results/NAME.json."""
+    path = record.with_name(f"{record.name}.json")
+    if not path.is_file():
+        return NOT_MEASURED
+    found = json.loads(path.read_text(encoding="utf-8"))
+    headings = ["way", "Dice", "minus the literature's", "largest of a case", "times as fast"]
+    lines = [
+        f"| {row['way']} | {row['dice']:.4f} | {row['mean_difference']:+.4f} | "
+        f"{row['largest_difference']:.4f} | {row['times_as_fast']:g} |"
+        for row in found["ways"]
+    ]
+    size, step = (" x ".join(map(str, found[key])) for key in ("patch", "stride"))
+    return "\n".join(
+        [
+            "| " + " | ".join(headings) + " |",
+            "|" + " --- |" * len(headings),
+            *lines,
+            "",
+            f"{found['model']}; {found['cases']} test cases, windows of {size}, the literature's {step} "
+            f"apart. Made from [{path.name}](../../results/{path.name}): {found['device']}, commit "
+            f"{found['commit']}.",
+            "",
+        ]
     )
 
 

@@ -45,6 +45,7 @@ ROWS = {
     "step": Row("training step, VCLIPSeg, batch of 4", measures.step, "s", 3),
     "data": Row("share of a step that waits for data", measures.waiting, "%", 2, at_least=False),
     "predict": Row("predicting 20 scans, whole volumes", measures.predict_whole, "s", 60),
+    "default": Row("predicting 20 scans, as by default", measures.predict_default, "s", 60),
     "windows": Row("predicting 20 scans, the paper's windows", measures.predict_windows, "s", 3),
     "export": Row("an exported model, one window", measures.exported, "s", 2),
     "metrics": Row("Dice, Jaccard, 95HD, ASD of 20 scans", measures.metrics, "s", 15),

@@ -101,7 +101,7 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_pages_show_what_the_records_hold(page):
     old = text_of(page)
-    assert re.search(r"<!-- (results|table|method|speed|simulation|development):", old)
+    assert re.search(r"<!-- (results|table|method|speed|simulation|development|modes):", old)
     assert readme.fill(old, ROOT / "results") == old, "run `python benchmarks/readme.py`"
 
 
@@ -272,6 +272,22 @@ def test_speed_is_shown_with_what_was_missed(tmp_path):
     assert "| b |  | 3 s | 3 | 2 | **missed** |" in shown
     assert "- b: so be it." in shown
     assert "a CPU, commit abc" in shown
+
+
+def test_ways_to_cover_a_volume_are_shown(tmp_path):
+    way = {
+        "way": "whole",
+        "dice": 0.8,
+        "mean_difference": -0.001,
+        "largest_difference": 0.02,
+        "times_as_fast": 9.5,
+    }
+    record = {"model": "a", "cases": 3, "patch": [8, 8, 4], "stride": [2, 2, 1], "ways": [way]}
+    (tmp_path / "m.json").write_text(json.dumps({**record, "device": "a CPU", "commit": "abc"}))
+    shown = readme.fill("<!-- modes:m -->\n<!-- /modes -->\n", tmp_path)
+    assert "| whole | 0.8000 | -0.0010 | 0.0200 | 9.5 |" in shown
+    assert "windows of 8 x 8 x 4, the literature's 2 x 2 x 1 apart" in shown
+    assert "Not measured" in readme.show_modes(tmp_path / "none")
 
 
 def test_what_was_tried_is_shown(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "speed.py"
-ROWS = 10
+ROWS = 11
 
 
 @pytest.mark.slow
