@@ -100,10 +100,10 @@ def predictor(method, **settings):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, [4, 4]),  # 2 x 2 x 2 windows with strides of half a window, four at once
+        ({}, [2, 2] * 2),  # 2 x 2 x 2 windows with strides of half a window, two at once
         ({"batch": 3}, [3, 1] * 2),
         ({"stride": (4, 4, 4), "batch": 9}, [4, 4]),
-        ({"stride": (2, 4, 16)}, [4, 4, 4]),
+        ({"stride": (2, 4, 16)}, [2, 2] * 3),
         ({"mode": "whole"}, [1]),
     ],
 )
