@@ -14,9 +14,11 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vclipseg.engines import ENGINES, open_network
@@ -24,6 +26,8 @@ from vclipseg.environment import commit, cpu_name
 from vclipseg.export import onnx_program, plain
 from vclipseg.methods import method_class, preset
 from vclipseg.methods.base import Method, Task
+
+Run = Callable[[], np.ndarray]
 
 
 def main() -> None:
@@ -40,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     method = make_method(arguments.method, arguments.preset, arguments.filters)
     images = torch.randn(1, 1, *arguments.window)
-    took = seconds(method, images, arguments.threads, arguments.repeats)
+    took = seconds(runs_of(method, images, arguments.threads), arguments.repeats)
     medians = {name: statistics.median(s) for name, s in took.items()}
     found = {
         name: {
@@ -63,29 +67,28 @@ def make_method(name: str, preset_name: str, filters: int) -> Method:
     return cls(settings, Task(1, ("background", "organ"), 100, text)).eval()
 
 
-def seconds(
-    method: Method, images: torch.Tensor, threads: int, repeats: int
-) -> dict[str, list[float]]:
-    """Seconds of each run of torch and of the exported model by each engine, in turn.
-
-    The first round is left out.
-    """
+def runs_of(method: Method, images: torch.Tensor, threads: int) -> dict[str, Run]:
+    """How torch and each engine predict the images (B, C, x, y, z)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx_program(plain(method), images.shape[1]).save(path, external_data=False)
         engines = {name: open_network(path, threads, name)[1] for name in ENGINES if name != "auto"}
     array = images.numpy()
-    runs = {
-        "torch": lambda: method.predict(images),
+    return {
+        "torch": lambda: method.predict(images).numpy(),
         **{name: partial(network, array) for name, network in engines.items()},
     }
+
+
+@torch.inference_mode()
+def seconds(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each of `repeats` rounds, all in turn; a round before them is left out."""
     took: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.inference_mode():
-        for _ in range(repeats + 1):
-            for name, run in runs.items():
-                began = time.perf_counter()
-                run()
-                took[name].append(time.perf_counter() - began)
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            took[name].append(time.perf_counter() - began)
     return {name: times[1:] for name, times in took.items()}
 
 

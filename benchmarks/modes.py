@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
@@ -55,9 +55,11 @@ def main() -> None:
     ]
     for row in rows:
         print(row)
+    made = json.loads((arguments.run / "experiment.json").read_text(encoding="utf-8"))
     facts = {
         "model": f"{about['method']['name']}, {about['method']['filters']} filters, "
         f"{about['steps']} steps",
+        "trained": [word for word in made["command"] if "=" in word or word.startswith("recipes/")],
         "cases": len(theirs),
         "patch": patch,
         "stride": stride,

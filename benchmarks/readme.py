@@ -3,8 +3,8 @@
     python benchmarks/readme.py
 
 `results` markers take a short table of a grid, `table` markers all of it, with its figures, `method`
-markers the rows of one method, `speed` markers what `speed.py` measured, `simulation` markers what
-`annotate_next.py` did, and `load` markers what `serve_load.py` did. What has no record reads
+markers the rows of one method; `speed`, `modes`, `simulation`, `load` and `development` markers what
+`speed.py`, `modes.py`, `annotate_next.py`, `serve_load.py` and `develop.py` found. What has no record reads
 "not measured yet". tests/test_docs.py fails where a page says anything else than this script would
 write.
 """
@@ -285,7 +285,8 @@ def show_modes(record: Path) -> str:
             "|" + " --- |" * len(headings),
             *lines,
             "",
-            f"{found['model']}; {found['cases']} test cases, windows of {size}, the literature's {step} "
+            f"{found['model']}, trained by `{' '.join(found['trained'])}`; {found['cases']} test cases, "
+            f"windows of {size}, the literature's {step} "
             f"apart. Made from [{path.name}](../../results/{path.name}): {found['device']}, commit "
             f"{found['commit']}.",
             "",

@@ -266,6 +266,8 @@ def load(arguments: argparse.Namespace, folder: Path) -> dict:
         thread.join()
     server.wait()
     return {
+        "command": "python benchmarks/serve_load.py RUNS "
+        f"--clients {arguments.clients} --seconds {arguments.seconds:g} --seed {arguments.seed}",
         "clients": arguments.clients,
         "seconds": arguments.seconds,
         "requests": sum(tally.answers.values()),

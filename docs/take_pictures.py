@@ -72,7 +72,7 @@ def vclipseg(*arguments: object) -> None:
 
 
 def objects(demo: Path, folder: Path) -> None:
-    """A tilted-axis series, its SEG and its RTSTRUCT, both read back: docs/images/dicom.png."""
+    """The SEG and the RTSTRUCT of a series, both read back: docs/images/dicom.png."""
     scan = test_scan(demo)
     series = write_series(folder / "series", scan.array[0], scan.affine)
     found = []
@@ -138,14 +138,12 @@ def draw(image: Volume, masks: Sequence[tuple[str, Volume]], path: Path) -> None
 
 @contextmanager
 def serving(demo: Path) -> Iterator[str]:
-    """A copy of the demo's runs, served; gives the address."""
-    port = "8765"
-    command = [sys.executable, "-m", "vclipseg", "serve", str(demo), "--port", port]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    time.sleep(15)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
+    """The demo's runs, served; gives the address."""
+    command = [sys.executable, "-u", "-m", "vclipseg", "serve", str(demo), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip().rstrip("/")
+        process.terminate()
 
 
 @contextmanager

@@ -158,6 +158,8 @@ def test_every_record_is_made_from_its_rows():
             ("robust", f"{SURE} method.unlabeled_weight=1.0"),
             ("robust", f"{SURE} method.patches=[1,3] method.largest_component=true"),
             ("robust", f"{SURE} method.largest_component=true"),
+            ("robust", f"{SURE} method.cooldown=0.15"),
+            ("robust", f"{SURE.removesuffix(' method.copy_paste=0')} method.paste=unlabeled"),
         )
     ],
 )
@@ -282,7 +284,14 @@ def test_ways_to_cover_a_volume_are_shown(tmp_path):
         "largest_difference": 0.02,
         "times_as_fast": 9.5,
     }
-    record = {"model": "a", "cases": 3, "patch": [8, 8, 4], "stride": [2, 2, 1], "ways": [way]}
+    record = {
+        "model": "a",
+        "trained": ["r.toml", "train.seed=1"],
+        "cases": 3,
+        "patch": [8, 8, 4],
+        "stride": [2, 2, 1],
+        "ways": [way],
+    }
     (tmp_path / "m.json").write_text(json.dumps({**record, "device": "a CPU", "commit": "abc"}))
     shown = readme.fill("<!-- modes:m -->\n<!-- /modes -->\n", tmp_path)
     assert "| whole | 0.8000 | -0.0010 | 0.0200 | 9.5 |" in shown

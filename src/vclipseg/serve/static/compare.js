@@ -66,7 +66,8 @@ export async function compare(root, { run, runs, rest, go }) {
     sides.replaceChildren(...pairs.map(([side, c], i) => h("section", {},
       h("div", { className: "bar" }, h("strong", {}, side.id), viewers[i].views(),
         viewers[i].toggles([["image", "Image"], ["reference", "Reference"], ["prediction", "Prediction"]]),
-        legend("prediction", side.classes)),
+        h("span", {}, "Prediction"), legend("prediction", side.classes),
+        h("span", {}, "Reference"), legend("reference", side.classes)),
       viewers[i].stage,
       h("div", { className: "facts" }, metrics(side, c)))));
     await Promise.all(viewers.map((viewer, i) => {
