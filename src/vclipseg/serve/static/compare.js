@@ -2,7 +2,7 @@
 
 import { get, url } from "./api.js";
 import { h, say, shown, table } from "./dom.js";
-import { Viewer, legend } from "./viewer.js";
+import { Viewer, bothLegends } from "./viewer.js";
 import { layers, metrics } from "./view.js";
 
 const COLUMNS = [{ name: "Case" }, { name: "left", number: true }, { name: "right", number: true },
@@ -65,10 +65,9 @@ export async function compare(root, { run, runs, rest, go }) {
     const pairs = [[run, found.left], [other, found.right]];
     sides.replaceChildren(...pairs.map(([side, c], i) => h("section", {},
       h("div", { className: "bar" }, h("strong", {}, side.id), viewers[i].views(),
-        viewers[i].toggles([["image", "Image"], ["reference", "Reference"], ["prediction", "Prediction"]]),
-        h("span", {}, "Prediction"), legend("prediction", side.classes),
-        h("span", {}, "Reference"), legend("reference", side.classes)),
+        viewers[i].toggles([["image", "Image"], ["reference", "Reference"], ["prediction", "Prediction"]])),
       viewers[i].stage,
+      bothLegends(side.classes),
       h("div", { className: "facts" }, metrics(side, c)))));
     await Promise.all(viewers.map((viewer, i) => {
       const { disagreement, ...shownLayers } = layers(...pairs[i]);

@@ -2,7 +2,7 @@
 
 import { finished, get, send, url } from "./api.js";
 import { h, say, shown, table } from "./dom.js";
-import { Viewer, legend } from "./viewer.js";
+import { Viewer, bothLegends } from "./viewer.js";
 
 const METRICS = [
   ["dice", "Dice", 3],
@@ -43,9 +43,7 @@ export async function view(root, { run, rest, go }) {
         ]),
         look),
       viewer.stage,
-      h("div", { className: "bar" },
-        h("span", {}, "Prediction"), legend("prediction", run.classes),
-        h("span", {}, "Reference"), legend("reference", run.classes)),
+      bothLegends(run.classes),
       facts));
 
   async function load() {

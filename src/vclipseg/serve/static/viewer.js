@@ -36,6 +36,10 @@ function classColors(kind, classes) {
   return { R, G, B, A, I: colors.map((_, i) => i), labels: [...classes, "ignored"] };
 }
 
+export const bothLegends = (classes) => h("div", { className: "bar" },
+  h("span", {}, "Prediction"), legend("prediction", classes),
+  h("span", {}, "Reference"), legend("reference", classes));
+
 export function legend(kind, classes, ignored = false) {
   const items = classes.slice(1).map((name, i) => item(color(kind, i + 1), name));
   return h("span", { className: "legend" }, items, ignored ? item(IGNORED, "ignored") : null);
