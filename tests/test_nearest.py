@@ -1,13 +1,14 @@
-"""Distances by steps and by trees are the same."""
+"""Distances by steps and by trees are the same, and dilated masks what distances say."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.spatial import KDTree
 
 from vclipseg import nearest as module
-from vclipseg.nearest import nearest
+from vclipseg.nearest import dilate, nearest
 
 SPACINGS = [(1, 1, 1), (0.625, 0.625, 0.625), (0.8, 0.8, 3.0), (0.3, 1.1, 9.0)]
 
@@ -30,13 +31,17 @@ def test_steps_and_trees_agree(spacing, size):
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("limit", [0.0, 1.0, 2.0, 25.0])
-def test_a_limit_leaves_out_what_is_beyond(spacing, limit):
-    points, others = some(2, 300, 30), some(3, 100, 30)
-    found, expected = nearest(points, others, spacing, limit + 1e-6), naive(points, others, spacing)
-    within = expected <= limit + 1e-9
-    assert np.array_equal(np.isfinite(found), within)
-    np.testing.assert_allclose(found[within], expected[within], rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("radius", [0.0, 1.0, 2.0, 25.0])
+@pytest.mark.parametrize("shape", [(9, 8, 7), (1, 20, 64), (12, 1, 130), (5, 6, 1)])
+def test_dilated_is_what_lies_within_the_radius(spacing, radius, shape):
+    mask = np.random.default_rng(8).random(shape) < 0.02
+    mask[0, 0, 0] = mask[-1, -1, -1] = True
+    distances = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    assert np.array_equal(dilate(mask, spacing, radius + 1e-6), distances <= radius + 1e-6)
+
+
+def test_nothing_dilated_is_nothing():
+    assert not dilate(np.zeros((3, 4, 5), bool), (1, 1, 1), 2).any()
 
 
 @pytest.mark.parametrize("apart", [0, 1, 5, 6, 200])

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from vclipseg.nearest import Points, nearest
+from vclipseg.nearest import Points, dilate, nearest
 
 Mask = NDArray[np.bool_]
 Spacing = Sequence[float]
@@ -245,35 +245,36 @@ def _mean(distances: NDArray) -> float:
 
 
 def _nsd(reference: Mask, prediction: Mask, spacing: Spacing, tolerance_mm: float) -> float:
-    ours, reference_areas = _surface_elements(reference, spacing)
-    theirs, prediction_areas = _surface_elements(prediction, spacing)
     limit = tolerance_mm + 1e-6  # for rounding
-    within = (
-        reference_areas[np.isfinite(nearest(ours, theirs, spacing, limit))].sum()
-        + prediction_areas[np.isfinite(nearest(theirs, ours, spacing, limit))].sum()
-    )
-    return float(within / (reference_areas.sum() + prediction_areas.sum()))
+    ours, places, areas = _surface_elements(reference, spacing)
+    theirs, their_places, their_areas = _surface_elements(prediction, spacing)
+    within = areas[dilate(theirs, spacing, limit).take(places)].sum()
+    within += their_areas[dilate(ours, spacing, limit).take(their_places)].sum()
+    return float(within / (areas.sum() + their_areas.sum()))
 
 
-def _surface_elements(mask: Mask, spacing: Spacing) -> tuple[Points, NDArray[np.float64]]:
-    """Where the surface passes between voxels, by index (N, 3), and its area there in mm^2 (N,).
+def _surface_elements(
+    mask: Mask, spacing: Spacing
+) -> tuple[Mask, NDArray[np.intp], NDArray[np.float64]]:
+    """Where the surface passes between voxels, (X + 1, Y + 1, Z + 1).
 
-    Each 2 x 2 x 2 neighborhood has a code of 8 bits, and each code a piece of surface.
+    Also by flat index (N,), and its area there in mm^2 (N,). Each 2 x 2 x 2 neighborhood has a code of
+    8 bits, and each code a piece of surface.
     """
-    areas, bits = _area_of_codes(tuple(spacing))
-    padded = np.pad(mask, 1)
-    codes = np.zeros([size - 1 for size in padded.shape], dtype=np.uint8)
-    for (x, y, z), bit in np.ndenumerate(bits):  # (2, 2, 2)
-        corner = padded[x : x + codes.shape[0], y : y + codes.shape[1], z : z + codes.shape[2]]
-        codes |= corner * bit
+    codes = np.pad(mask, 1).view(np.uint8)
+    codes = codes[1:] * 16 | codes[:-1]  # a product is quicker than a shift
+    codes = codes[:, 1:] * 4 | codes[:, :-1]
+    codes = codes[..., 1:] * 2 | codes[..., :-1]
     edges = (codes != 0) & (codes != 255)
-    return np.argwhere(edges), areas[codes[edges]]
+    places = np.flatnonzero(edges)
+    return edges, places, _area_of_codes(tuple(spacing)).take(codes.take(places))
 
 
 @lru_cache
-def _area_of_codes(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """The area in mm^2 of each code (256,), and the bit of each corner (2, 2, 2)."""
+def _area_of_codes(spacing: tuple[float, ...]) -> NDArray[np.float64]:
+    """The area in mm^2 of each code (256,), of which the corner (x, y, z) has the bit 4x + 2y + z."""
     from monai.metrics.utils import get_code_to_measure_table
 
-    areas, bits = get_code_to_measure_table(spacing)
-    return areas.numpy().astype(np.float64), bits.numpy()[0, 0].astype(np.uint8)
+    areas, values = get_code_to_measure_table(spacing)  # its corner (x, y, z) adds values[x, y, z]
+    corners = np.arange(256)[:, None] >> np.arange(8) & 1
+    return areas.numpy().astype(np.float64)[corners @ values.numpy().astype(int).ravel()]
