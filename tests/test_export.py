@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from made_models import randomized, saved_model
-from toy import RECIPES, build
+from toy import RECIPES_IN_TIME, build
 from vclipseg import commands, export, lite
 from vclipseg.data.volume import Volume, with_values
 from vclipseg.errors import DataError, UsageError
@@ -29,7 +29,7 @@ PREDICTING = [
 # The network
 
 
-@pytest.mark.parametrize(("name", "preset"), RECIPES, ids=["-".join(r) for r in RECIPES])
+@pytest.mark.parametrize(("name", "preset"), RECIPES_IN_TIME)
 def test_plain_layers_predict_the_same(name, preset):
     method = randomized(build(name, preset, num_classes=3, channels=2, filters=2))
     images = torch.randn(1, 2, 32, 16, 17)
@@ -39,7 +39,7 @@ def test_plain_layers_predict_the_same(name, preset):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "preset"), RECIPES, ids=["-".join(r) for r in RECIPES])
+@pytest.mark.parametrize(("name", "preset"), RECIPES_IN_TIME)
 def test_what_only_training_needs_is_left_out(name, preset):
     method = build(name, preset, filters=2)
     kept = {key for key in method.state_dict() if not key.startswith(method.training_only)}

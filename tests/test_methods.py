@@ -11,7 +11,6 @@ import torch
 from toy import (
     LATE,
     NAMES,
-    RECIPES,
     RECIPES_IN_TIME,
     batch_for,
     build,
@@ -27,10 +26,7 @@ from vclipseg.losses import IGNORE
 from vclipseg.methods import METHODS, NEEDS_TEXT, PRESETS, method_class, preset, presets
 from vclipseg.methods.base import Ema, Loss, MethodSettings, Task, Term
 
-each_recipe = pytest.mark.parametrize(
-    ("name", "preset_name"), RECIPES, ids=["-".join(recipe) for recipe in RECIPES]
-)
-each_recipe_in_time = pytest.mark.parametrize(("name", "preset_name"), RECIPES_IN_TIME)
+each_recipe = pytest.mark.parametrize(("name", "preset_name"), RECIPES_IN_TIME)
 each_method = pytest.mark.parametrize("name", list(METHODS))
 
 
@@ -68,7 +64,7 @@ def test_loss_is_finite(name, preset_name, num_classes, empty):
     assert torch.isfinite(gradient(loss.total, method)).all()
 
 
-@each_recipe_in_time
+@each_recipe
 def test_a_class_missing_from_a_patch_gives_no_nan(name, preset_name):
     """Labels know three classes, the patches show one; and so does a patch of nothing but it."""
     method = build(name, preset_name, num_classes=4)
@@ -80,7 +76,7 @@ def test_a_class_missing_from_a_patch_gives_no_nan(name, preset_name):
         assert torch.isfinite(gradient(loss.total, method)).all()
 
 
-@each_recipe_in_time
+@each_recipe
 def test_each_term_teaches_the_trained_weights(name, preset_name):
     """A term without a gradient is a term that is not there."""
     method = build(name, preset_name, dropout=0.0, **unsure(name))
@@ -133,7 +129,7 @@ def test_facts_are_numbers_without_gradient(name, preset_name):
     assert name != "vclipseg" or not method.settings.dlb or "pseudo_share" in loss.facts
 
 
-@each_recipe_in_time
+@each_recipe
 def test_unlabeled_images_change_the_gradient(name, preset_name):
     if method_class(name).Settings().patches[1] == 0:
         pytest.skip("uses none")
@@ -215,7 +211,7 @@ def test_prediction_of_a_case_does_not_depend_on_its_neighbours(name, preset_nam
 # State
 
 
-@each_recipe_in_time
+@each_recipe
 def test_state_holds_everything(name, preset_name, tmp_path):
     method = build(name, preset_name, steps=1)
     fit(method, fast(steps=1))

@@ -17,6 +17,7 @@ METHODS = {
     "arco": "arco:Arco",
     "caussl": "caussl:CauSSL",
     "vclipseg": "vclipseg:VCLIPSeg",
+    "vclipseg_x": "vclipseg_x:VCLIPSegX",
     "bcp": "bcp:BCP",
     "ad_mt": "ad_mt:ADMT",
     "crossmatch": "crossmatch:CrossMatch",
@@ -32,13 +33,14 @@ PRESETS = {
     "arco": ("pretrain", "faithful", "as_released", "robust"),
     "caussl": ("robust", "faithful", "mc", "cps"),
     "vclipseg": ("faithful", "code", "paper", "mcnet_dlb", "robust", "robust_without_unlabeled"),
+    "vclipseg_x": ("robust", "faithful"),
     "bcp": ("robust", "faithful"),
     "ad_mt": ("robust", "faithful", "code"),
     "crossmatch": ("robust", "faithful", "code"),
 }
 """The presets of each method by name, so that they can be listed without importing torch."""
 
-NEEDS_TEXT = frozenset({"vclipseg"})
+NEEDS_TEXT = frozenset({"vclipseg", "vclipseg_x"})
 
 
 def method_class(name: str) -> Any:

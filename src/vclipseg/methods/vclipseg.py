@@ -122,11 +122,16 @@ class VCLIPSeg(Method):
             s.dropout,
             prompts=s.prompts,
             projections=s.heads if s.alignment else 0,
+            coarse=self.has_coarse_outputs(),
         )
         running = s.teacher_statistics == "running"
         self.teacher = (
             Ema(self.network, s.teacher_decay, buffers=running) if s.teacher_decay else None
         )
+
+    def has_coarse_outputs(self) -> bool:
+        """Whether decoders are asked at coarser scales too."""
+        return False
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
@@ -136,9 +141,7 @@ class VCLIPSeg(Method):
         probs = [z.softmax(1) for z in out.logits]
         dices = torch.stack([dice_loss(p, known, s.dice) for p in probs])
         loss = Loss(supervised=Term(s.supervised_weight, dices.sum()))
-        if s.supervised_ce_weight:
-            ce = add(cross_entropy(z, known) for z in out.logits)
-            loss["supervised_ce"] = Term(s.supervised_ce_weight, ce)
+        loss.update(self.supervise(out, known))
         weight = s.unlabeled_weight * sigmoid_rampup(step, s.rampup_steps * self.scale)
         if s.dlb:
             guides = self.guides(batch, probs)
@@ -158,6 +161,13 @@ class VCLIPSeg(Method):
             for name, count in zip(self.class_names, counts, strict=True):
                 loss.facts[f"prototype {name}"] = (count > 0).float()
         return loss
+
+    def supervise(self, out: TextVNetOutput, known: Tensor) -> dict[str, Term]:
+        """What labels teach beside the Dice losses."""
+        if not self.settings.supervised_ce_weight:
+            return {}
+        ce = add(cross_entropy(z, known) for z in out.logits)
+        return {"supervised_ce": Term(self.settings.supervised_ce_weight, ce)}
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The images that the network sees, and the labels known of them, `IGNORE` elsewhere.
@@ -232,9 +242,13 @@ class VCLIPSeg(Method):
         vectors = F.interpolate(vectors, scale_factor=STRIDE // s.prototype_grid)
         counts = across(members.sum((0, 2, 3, 4)))
         sums = across(torch.einsum("bkxyz,bexyz->ke", members, vectors))
-        gaps = 1 - F.cosine_similarity(sums, self.text, dim=1)  # of sums as of means
         present = (counts > 0).float()
-        return (gaps * present).sum() / present.sum().clamp(min=1), counts
+        gaps = self.gaps(sums) * present  # of sums as of means
+        return gaps.sum() / present.sum().clamp(min=1), counts
+
+    def gaps(self, prototypes: Tensor) -> Tensor:
+        """How far each prototype (K, E) is from its text vector, (K,)."""
+        return 1 - F.cosine_similarity(prototypes, self.text, dim=1)
 
     def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
         """The teacher begins as the network."""

@@ -165,7 +165,12 @@ class Decoder(Staged):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Five maps, the finest first -> (B, K, X, Y, Z)."""
-        return self.head(self.dropout(self.maps(features)[-1]))
+        return self.with_maps(features)[1]
+
+    def with_maps(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The decoder's own maps, and the logits."""
+        maps = self.maps(features)
+        return maps, self.head(self.dropout(maps[-1]))
 
     def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The encoder's five maps -> the decoder's four, the coarsest first, (B, F, X, Y, Z) last."""

@@ -7,9 +7,10 @@ its VTCM and is needed in training only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vclipseg.networks.batchnorm import JointBatchNorm3d
@@ -78,6 +79,7 @@ class TextVNetOutput(NamedTuple):
 
     logits: list[Tensor]  # (B, K, X, Y, Z) a decoder
     fused: Tensor  # (B, F, x, y, z), the paper's f_p at 1/16 of the padded grid
+    coarse: list[Tensor]  # logits like `logits`, from the maps at a quarter and at half of the grid
 
 
 class TextVNet(nn.Module):
@@ -92,6 +94,7 @@ class TextVNet(nn.Module):
         upsamplings: Sequence[Upsampling] = ("transposed", "trilinear"),
         prompts: bool = True,
         projections: int = 2,
+        coarse: bool = False,
     ) -> None:
         super().__init__()
         num_classes, embedding = text.shape
@@ -104,12 +107,31 @@ class TextVNet(nn.Module):
         self.projections = nn.ModuleList(
             Projection(channels, embedding) for _ in range(projections)
         )
+        self.coarse = nn.ModuleList(
+            PointwiseConv3d(n * filters, num_classes)
+            for _ in (upsamplings if coarse else ())
+            for n in (4, 2)
+        )
 
     def forward(self, images: Tensor) -> TextVNetOutput:
         """(B, C, X, Y, Z) of any size -> logits of every decoder and f_p."""
         features = self.encode(images)
-        logits = [unpad(decoder(features), images).float() for decoder in self.decoders]
-        return TextVNetOutput(logits, features[-1])
+        if self.coarse:
+            decoders = cast("list[Decoder]", self.decoders)
+            maps, logits = zip(*(d.with_maps(features) for d in decoders), strict=True)
+        else:
+            maps, logits = (), tuple(decoder(features) for decoder in self.decoders)
+        found = [x for of_decoder in maps for x in of_decoder[1:3]]
+        size = logits[0].shape[2:]
+        coarse = [
+            F.interpolate(head(x).float(), size, mode="trilinear")
+            for head, x in zip(self.coarse, found, strict=True)
+        ]
+        return TextVNetOutput(
+            [unpad(z, images).float() for z in logits],
+            features[-1],
+            [unpad(z, images) for z in coarse],
+        )
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Five maps, the finest first, the last with the prompts worked in."""

@@ -1,0 +1,124 @@
+"""VCLIPSeg-X: VCLIPSeg on deformed patches, labeled by a teacher that sees them as they lie.
+
+    x' = x o d,  y' = y o d,  P = (sum_i w_i teacher_i(x)) o d      d: a smooth random deformation
+    L = w_s * sum_i [L_dice(p_i, y') + CE(p_i, y')]                 supervised, every decoder
+      + w_d * sum_ij [L_dice(p_ij, y') + CE(p_ij, y')]              deep supervision
+      + w_u(t) * sum_i [CE(p_i, P) + L_dice(p_i, P)]                dynamic labeling (DLB)
+      + w_r * mean_k [-log softmax_k(cos(v_k, t - mean t) / tau)]   vision-text consistency (VTCM)
+
+p_i is what decoder i makes of x', p_ij its output at a coarser scale j. Four labeled scans show the
+anatomy of four people; deformed, they show more. And a network that says of a deformed scan what its
+teacher says of the plain one learns from shapes that nobody labeled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from vclipseg.data.batch import Batch
+from vclipseg.losses import add, cross_entropy, dice_loss
+from vclipseg.methods.base import Loss, Term
+from vclipseg.methods.vclipseg import ROBUST, SGD, VCLIPSeg, VCLIPSegSettings
+from vclipseg.networks.vnet_text import TextVNetOutput
+from vclipseg.warping import random_warp, warp
+
+
+class VCLIPSegXSettings(VCLIPSegSettings):
+    """Settings of VCLIPSeg-X: those of VCLIPSeg, and a switch for each of what is new."""
+
+    name: Literal["vclipseg_x"] = "vclipseg_x"  # type: ignore[assignment]
+    deformation: Annotated[float, Field(ge=0, le=0.2)] = 0.0
+    """Largest displacement in a deformed patch, as a share of its side; 0: none."""
+    deep_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight w_d of the coarser outputs, beside `supervised_weight`; 0: there are none."""
+    contrast_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """tau: prototypes tell the centered text vectors apart; 0: each is drawn to its own, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deformed(Batch):
+    """A batch of deformed patches that knows where they came from."""
+
+    natural: Batch
+    places: Tensor  # (B, X, Y, Z, 3)
+
+
+class VCLIPSegX(VCLIPSeg):
+    """VCLIPSeg whose network sees deformed patches."""
+
+    Settings = VCLIPSegXSettings  # type: ignore[assignment]
+    settings: VCLIPSegXSettings
+
+    training_only: ClassVar[tuple[str, ...]] = (*VCLIPSeg.training_only, "network.coarse.")
+
+    def has_coarse_outputs(self) -> bool:
+        """For deep supervision."""
+        return self.settings.deep_weight > 0
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        """The terms of VCLIPSeg on deformed patches."""
+        return super().loss(self.deform(batch), step)
+
+    def deform(self, batch: Batch) -> Batch:
+        """Each patch with its own deformation."""
+        if not self.settings.deformation:
+            return batch
+        count, shape, device = len(batch.images), batch.images.shape[2:], batch.images.device
+        places = random_warp(count, shape, self.settings.deformation, batch.generator, device)
+        seen = {
+            "images": warp(batch.images, places),
+            "labels": warp(batch.labels, places[: batch.num_labeled]),
+        }
+        kept = {f.name: getattr(batch, f.name) for f in fields(Batch)}
+        return Deformed(**(kept | seen), natural=batch, places=places)
+
+    @torch.no_grad()
+    def guides(self, batch: Batch, probs: list[Tensor]) -> list[Tensor]:
+        """What the teacher says of the plain patches, deformed like these."""
+        labels_itself = self.teacher is None or batch.num_labeled == len(batch.images)
+        if labels_itself or not isinstance(batch, Deformed):
+            return super().guides(batch, probs)
+        places = batch.places
+        if self.settings.copy_paste:  # two rows show each unlabeled patch
+            places = places[batch.num_labeled :].repeat(2, 1, 1, 1, 1)
+        return [warp(p, places) for p in super().guides(batch.natural, probs)]
+
+    def supervise(self, out: TextVNetOutput, known: Tensor) -> dict[str, Term]:
+        """And the coarser outputs."""
+        s = self.settings
+        terms = super().supervise(out, known)
+        if s.deep_weight:
+            misses = [
+                dice_loss(z.softmax(1), known, s.dice) + cross_entropy(z, known) for z in out.coarse
+            ]
+            terms["deep"] = Term(s.deep_weight, add(misses))
+        return terms
+
+    def gaps(self, prototypes: Tensor) -> Tensor:
+        """How far each prototype (K, E) is from its text vector, by the others if they contrast, (K,)."""
+        tau = self.settings.contrast_temperature
+        if not tau:
+            return super().gaps(prototypes)
+        text = F.normalize(self.text - self.text.mean(0), dim=1)
+        likeness = F.normalize(prototypes, dim=1) @ text.T / tau
+        return F.cross_entropy(
+            likeness, torch.arange(len(text), device=text.device), reduction="none"
+        )
+
+
+X: dict[str, Any] = {"deformation": 0.08}
+TEACHER: dict[str, Any] = {
+    "teacher_decay": 0.99,
+    "dlb_apply_to": "unlabeled",
+    "predict_with": "mean",
+}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "robust": {"method": {**ROBUST, "copy_paste": 0.0, **X}, "train": {}},
+    "faithful": {"method": {**TEACHER, **X}, "train": SGD},
+}
