@@ -66,3 +66,10 @@ def test_each_patch_has_its_own():
     places = random_warp(2, SHAPE, 0.1, generator())
     assert not torch.allclose(places[0], places[1])
     assert torch.equal(places, random_warp(2, SHAPE, 0.1, generator()))
+
+
+def test_a_share_of_the_patches_is_deformed():
+    still = random_warp(1, SHAPE, 0.0, generator())
+    places = random_warp(40, SHAPE, 0.1, generator(), share=0.5)
+    deformed = [not torch.allclose(row, still[0], atol=1e-6) for row in places]
+    assert 10 < sum(deformed) < 30

@@ -17,6 +17,7 @@ def random_warp(
     strength: float,
     generator: torch.Generator | None = None,
     device: torch.device | None = None,
+    share: float = 1.0,
 ) -> Tensor:
     """Where each voxel of a deformed patch lies in the plain one, (N, X, Y, Z, 3), for `warp`.
 
@@ -26,9 +27,11 @@ def random_warp(
         strength: the largest displacement of a control point, as a share of the side of the patch.
         generator: on the CPU.
         device: of the result.
+        share: of the patches that are deformed; the others lie as they are.
     """
     points = (count, 3, *(CONTROL_POINTS,) * 3)
     moved = 2 * strength * (2 * torch.rand(points, generator=generator) - 1)  # a side is -1 to 1
+    moved *= torch.rand((count, 1, 1, 1, 1), generator=generator) < share
     moved = F.interpolate(moved.to(device), tuple(shape), mode="trilinear", align_corners=True)
     still = torch.eye(3, 4, device=device).expand(count, -1, -1)
     return F.affine_grid(still, [count, 1, *shape], align_corners=True) + moved.movedim(1, -1)

@@ -12,7 +12,7 @@ from vclipseg.methods.vclipseg import VCLIPSegSettings
 from vclipseg.methods.vclipseg_x import Deformed, VCLIPSegXSettings
 from vclipseg.warping import warp
 
-OFF = {"deformation": 0.0, "deep_weight": 0.0, "contrast_temperature": 0.0}
+OFF = {"deformation": 0.0, "deep_weight": 0.0, "least_share": 0.0, "contrast_temperature": 0.0}
 
 
 def make(**changes):
@@ -28,7 +28,9 @@ def test_without_its_switches_it_is_vclipseg():
         ours.loss(batch, LATE).values(), theirs.loss(batch, LATE).values(), strict=True
     ):
         assert x == y
-    assert set(OFF) == set(VCLIPSegXSettings.model_fields) - set(VCLIPSegSettings.model_fields)
+    assert {*OFF, "deformed_share", "twins"} == set(VCLIPSegXSettings.model_fields) - set(
+        VCLIPSegSettings.model_fields
+    )
     assert all(VCLIPSegXSettings.model_fields[name].default == value for name, value in OFF.items())
 
 
@@ -71,6 +73,41 @@ def test_deformations_are_of_the_batch():
     assert not torch.equal(first, other)
 
 
+# Twins
+
+
+def test_twins_see_nothing_of_each_other():
+    method = make(twins=True, deformation=0.0)
+    batch = batch_for(method)
+    first, second = method.network(batch.images).logits
+    assert not torch.allclose(first, second)
+    (gradient,) = torch.autograd.grad(
+        second.sum(), method.network.first.decoders[0].head.weight, allow_unused=True
+    )
+    assert gradient is None
+    method.eval()
+    both = [z.softmax(1) for z in method.network(batch.images).logits]
+    torch.testing.assert_close(method.predict(batch.images), (both[0] + both[1]) / 2)
+
+
+def test_each_twin_has_its_own_projection():
+    method = make(twins=True)
+    out = method.network(batch_for(method).images)
+    first, second = method.network.embed(out)
+    assert first.shape == second.shape
+    assert first.shape[1] == method.text.shape[1]
+    torch.testing.assert_close(first, method.network.first.projections[0](out.fused[:, :64]))
+
+
+def test_twins_need_no_projection_to_predict():
+    method = make(twins=True, deep_weight=0.1)
+    names = [n for n in method.state_dict() if n.startswith("network.")]
+    unneeded = [n for n in names if n.startswith(method.training_only)]
+    assert sum(".projections." in n for n in unneeded) == 8
+    assert sum(".coarse." in n for n in unneeded) == 8
+    assert not any(".decoders." in n for n in unneeded)
+
+
 # Deep supervision
 
 
@@ -95,6 +132,32 @@ def test_coarse_outputs_learn_from_labels_only():
     gradients = torch.autograd.grad(loss, out.coarse)
     assert all(g[: batch.num_labeled].any() for g in gradients)
     assert not any(g[batch.num_labeled :].any() for g in gradients)
+
+
+# Thresholds
+
+
+def test_the_surest_of_a_class_count_in_any_case():
+    """A class sure of itself keeps what is above 0.9; one that is not, its better part."""
+    method = make(threshold=0.9, least_share=0.5)
+    labels = torch.tensor([0] * 10 + [1] * 10).view(1, 20, 1, 1)
+    confidence = torch.tensor(
+        [0.95] * 8 + [0.6] * 2 + [0.85, 0.8, 0.76, 0.75, 0.74, 0.66, 0.6, 0.6, 0.55, 0.5]
+    )
+    kept = method.sure(confidence.view(1, 20, 1, 1), labels).flatten()
+    assert kept[:10].tolist() == [True] * 8 + [False] * 2
+    assert kept[10:].tolist() == [True] * 5 + [False] * 5  # above 0.72
+    plain = make(threshold=0.9, least_share=0.0).sure(confidence.view(1, 20, 1, 1), labels)
+    assert plain.flatten()[10:].tolist() == [False] * 10
+
+
+def test_all_of_a_class_can_be_asked_for():
+    method = make(threshold=0.9, least_share=1.0)
+    confidence = torch.rand(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = (confidence > 0.5).long()
+    kept = method.sure(confidence, labels)
+    assert kept.all()
+    assert kept.shape == labels.shape
 
 
 # Contrast

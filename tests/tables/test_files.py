@@ -84,6 +84,14 @@ def test_failed_cells_are_told(grid):
     assert "- bcp (robust), seed 0: no memory\n" in written(grid)[0]
 
 
+def test_a_grid_that_is_not_complete_says_so(grid):
+    runs = sum(int(row["Runs"]) for row in tables_of(written(grid)[0])[0])
+    write_facts(grid, GridFacts(cells=runs + 5))
+    assert f"**Not complete yet: {runs} of the grid's {runs + 5} runs.**\n" in written(grid)[0]
+    write_facts(grid, GridFacts(cells=runs))
+    assert "Not complete" not in written(grid)[0]
+
+
 def test_what_is_to_be_said_of_the_data_stands_below_every_table(grid):
     assert "Of the data" not in written(grid)[0]
     remark = "Cut around the labels, 100%."

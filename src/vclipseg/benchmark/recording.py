@@ -65,4 +65,5 @@ def grid_facts(
         ),
         failed=tuple(failed),
         remarks=tuple(remarks),
+        cells=sum(not cell.entry.optional for cell in grid.cells()),
     )

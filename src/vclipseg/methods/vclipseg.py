@@ -39,7 +39,7 @@ from vclipseg.losses import (
 from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
 from vclipseg.mixing import random_box, swap
 from vclipseg.networks.vnet import STRIDE, pads_to_stride
-from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput
+from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNetTwins
 from vclipseg.ranks import across
 
 
@@ -115,23 +115,19 @@ class VCLIPSeg(Method):
         s = settings
         self.class_names = task.class_names
         self.register_buffer("text", task.text_vectors.clone())
-        self.network = TextVNet(
-            task.in_channels,
-            task.text_vectors,
-            s.filters,
-            s.dropout,
-            prompts=s.prompts,
-            projections=s.heads if s.alignment else 0,
-            coarse=self.has_coarse_outputs(),
-        )
+        self.network = self.make_network(task.in_channels, task.text_vectors)
         running = s.teacher_statistics == "running"
         self.teacher = (
             Ema(self.network, s.teacher_decay, buffers=running) if s.teacher_decay else None
         )
 
-    def has_coarse_outputs(self) -> bool:
-        """Whether decoders are asked at coarser scales too."""
-        return False
+    def make_network(self, in_channels: int, text: Tensor) -> TextVNet | TextVNetTwins:
+        """One encoder and two decoders."""
+        s = self.settings
+        heads = s.heads if s.alignment else 0
+        return TextVNet(
+            in_channels, text, s.filters, s.dropout, prompts=s.prompts, projections=heads
+        )
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The three terms; `facts` say how many pseudo-labels count and which class had a prototype."""
@@ -209,11 +205,15 @@ class VCLIPSeg(Method):
         confidence, labels = mixture.max(1)
         if s.largest_component:
             labels = largest_components(labels)
-        kept = (confidence >= s.threshold).float()
+        kept = self.sure(confidence, labels).float()
         if s.dlb_apply_to == "unlabeled":
             kept = kept * (known == IGNORE)
         soft = s.pseudo_labels == "soft"
         return (mixture if soft else one_hot(labels, mixture.shape[1])), kept
+
+    def sure(self, confidence: Tensor, labels: Tensor) -> Tensor:
+        """Which pseudo-labels count, (B, X, Y, Z), by their probability."""
+        return confidence >= self.settings.threshold
 
     def follow(
         self, logits: list[Tensor], probs: list[Tensor], pseudo: Tensor, kept: Tensor
@@ -237,7 +237,7 @@ class VCLIPSeg(Method):
         agreed = F.pad(agreed, pads_to_stride(agreed.shape[1:]), value=IGNORE)
         members = prototype_members(agreed, len(self.text), s.prototype_grid, s.prototype_pooling)
         axis = 1 if s.norm_axis == "channel" else -1
-        heads = [F.normalize(h(out.fused).float(), dim=axis) for h in self.network.projections]
+        heads = [F.normalize(e.float(), dim=axis) for e in self.network.embed(out)]
         vectors = torch.stack(heads).mean(0)  # (B, E, x, y, z)
         vectors = F.interpolate(vectors, scale_factor=STRIDE // s.prototype_grid)
         counts = across(members.sum((0, 2, 3, 4)))

@@ -14,6 +14,7 @@ teacher says of the plain one learns from shapes that nobody labeled.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -25,7 +26,8 @@ from vclipseg.data.batch import Batch
 from vclipseg.losses import add, cross_entropy, dice_loss
 from vclipseg.methods.base import Loss, Term
 from vclipseg.methods.vclipseg import ROBUST, SGD, VCLIPSeg, VCLIPSegSettings
-from vclipseg.networks.vnet_text import TextVNetOutput
+from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNetTwins
+from vclipseg.ranks import across
 from vclipseg.warping import random_warp, warp
 
 
@@ -35,8 +37,15 @@ class VCLIPSegXSettings(VCLIPSegSettings):
     name: Literal["vclipseg_x"] = "vclipseg_x"  # type: ignore[assignment]
     deformation: Annotated[float, Field(ge=0, le=0.2)] = 0.0
     """Largest displacement in a deformed patch, as a share of its side; 0: none."""
+    deformed_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the patches that are deformed; resampled once more, they are less sharp than the others."""
+    twins: bool = False
+    """Two networks of one decoder each, instead of two decoders on one encoder."""
     deep_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight w_d of the coarser outputs, beside `supervised_weight`; 0: there are none."""
+    least_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the pseudo-labels of each class that count in any case, the surest, however far below
+    `threshold`: a small class is rarely sure of itself."""
     contrast_temperature: Annotated[float, Field(ge=0)] = 0.0
     """tau: prototypes tell the centered text vectors apart; 0: each is drawn to its own, as published."""
 
@@ -55,11 +64,27 @@ class VCLIPSegX(VCLIPSeg):
     Settings = VCLIPSegXSettings  # type: ignore[assignment]
     settings: VCLIPSegXSettings
 
-    training_only: ClassVar[tuple[str, ...]] = (*VCLIPSeg.training_only, "network.coarse.")
+    training_only: ClassVar[tuple[str, ...]] = (
+        *VCLIPSeg.training_only,
+        "network.coarse.",
+        *(f"network.{twin}.projections." for twin in ("first", "second")),
+        *(f"network.{twin}.coarse." for twin in ("first", "second")),
+    )
 
-    def has_coarse_outputs(self) -> bool:
-        """For deep supervision."""
-        return self.settings.deep_weight > 0
+    def make_network(self, in_channels: int, text: Tensor) -> TextVNet | TextVNetTwins:
+        """With coarser outputs, or in two."""
+        s = self.settings
+        network = partial(
+            TextVNetTwins if s.twins else TextVNet,
+            in_channels,
+            text,
+            s.filters,
+            s.dropout,
+            prompts=s.prompts,
+            coarse=s.deep_weight > 0,
+        )
+        heads = s.heads if s.alignment else 0
+        return network(projections=min(heads, 1) if s.twins else heads)
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The terms of VCLIPSeg on deformed patches."""
@@ -67,12 +92,13 @@ class VCLIPSegX(VCLIPSeg):
 
     def deform(self, batch: Batch) -> Batch:
         """Each patch with its own deformation."""
-        if not self.settings.deformation:
+        s, images = self.settings, batch.images
+        if not s.deformation:
             return batch
-        count, shape, device = len(batch.images), batch.images.shape[2:], batch.images.device
-        places = random_warp(count, shape, self.settings.deformation, batch.generator, device)
+        shape, drawn = images.shape[2:], (batch.generator, images.device)
+        places = random_warp(len(images), shape, s.deformation, *drawn, s.deformed_share)
         seen = {
-            "images": warp(batch.images, places),
+            "images": warp(images, places),
             "labels": warp(batch.labels, places[: batch.num_labeled]),
         }
         kept = {f.name: getattr(batch, f.name) for f in fields(Batch)}
@@ -88,6 +114,19 @@ class VCLIPSegX(VCLIPSeg):
         if self.settings.copy_paste:  # two rows show each unlabeled patch
             places = places[batch.num_labeled :].repeat(2, 1, 1, 1, 1)
         return [warp(p, places) for p in super().guides(batch.natural, probs)]
+
+    def sure(self, confidence: Tensor, labels: Tensor) -> Tensor:
+        """Those above the threshold, which is lowered for a class in tenths until enough of it count."""
+        s = self.settings
+        if not s.least_share:
+            return super().sure(confidence, labels)
+        total = class_counts(labels, torch.ones_like(confidence), len(self.text))
+        thresholds = torch.zeros_like(total)
+        for tenths in range(11):  # from none up to all of it
+            tried = s.threshold * tenths / 10
+            enough = class_counts(labels, (confidence >= tried).float(), len(self.text))
+            thresholds = torch.where(enough >= s.least_share * total, tried, thresholds)
+        return confidence >= thresholds[labels]
 
     def supervise(self, out: TextVNetOutput, known: Tensor) -> dict[str, Term]:
         """And the coarser outputs."""
@@ -110,6 +149,12 @@ class VCLIPSegX(VCLIPSeg):
         return F.cross_entropy(
             likeness, torch.arange(len(text), device=text.device), reduction="none"
         )
+
+
+def class_counts(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """Sum of the weights (B, X, Y, Z) of each class, (K,), over the joint batch."""
+    counts = weights.new_zeros(num_classes)
+    return across(counts.scatter_add(0, labels.flatten(), weights.flatten()))
 
 
 X: dict[str, Any] = {"deformation": 0.08}

@@ -133,6 +133,10 @@ class TextVNet(nn.Module):
             [unpad(z, images) for z in coarse],
         )
 
+    def embed(self, out: TextVNetOutput) -> list[Tensor]:
+        """f_p in the space of the text vectors, (B, E, x, y, z) a projection head."""
+        return [project(out.fused) for project in self.projections]
+
     def encode(self, images: Tensor) -> list[Tensor]:
         """Five maps, the finest first, the last with the prompts worked in."""
         features = self.encoder(pad_to_stride(images))
@@ -144,3 +148,55 @@ class TextVNet(nn.Module):
         features = self.encode(images)
         probs = [unpad(d(features), images).float().softmax(1) for d in self.decoders[:decoders]]
         return torch.stack(probs).mean(0) if decoders > 1 else probs[0]
+
+
+class TextVNetTwins(nn.Module):
+    """Two networks with one decoder each, where `TextVNet` has one encoder and two decoders.
+
+    They see nothing of each other, and err apart. Both upsample by transposed convolutions, so that the two
+    take no longer than one encoder, a decoder like these and one that interpolates.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        text: Tensor,
+        filters: int = 16,
+        dropout: float = 0.5,
+        prompts: bool = True,
+        projections: int = 1,
+        coarse: bool = False,
+    ) -> None:
+        super().__init__()
+        self.first, self.second = (
+            TextVNet(
+                in_channels,
+                text,
+                filters,
+                dropout,
+                upsamplings=("transposed",),
+                prompts=prompts,
+                projections=projections,
+                coarse=coarse,
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, images: Tensor) -> TextVNetOutput:
+        """(B, C, X, Y, Z) of any size -> logits of both; their f_p one after the other, (B, 2F, x, y, z)."""
+        first, second = self.first(images), self.second(images)
+        return TextVNetOutput(
+            first.logits + second.logits,
+            torch.cat([first.fused, second.fused], 1),
+            first.coarse + second.coarse,
+        )
+
+    def embed(self, out: TextVNetOutput) -> list[Tensor]:
+        """Each one's f_p in the space of the text vectors, (B, E, x, y, z)."""
+        parts = zip((self.first, self.second), out.fused.chunk(2, 1), strict=True)
+        return [project(fused) for twin, fused in parts for project in twin.projections]
+
+    def predict(self, images: Tensor, decoders: int) -> Tensor:
+        """Mean probabilities (B, K, X, Y, Z) of the first or of both; no other is run."""
+        probs = self.first.predict(images, 1)
+        return (probs + self.second.predict(images, 1)) / 2 if decoders > 1 else probs

@@ -39,6 +39,7 @@ class GridFacts:
         methods: in the order of the tables.
         failed: cells that failed when the grid was last run, and why.
         remarks: what every table has to say of the data.
+        cells: runs that the grid has in all, 0 where it is not known.
     """
 
     title: str = ""
@@ -49,6 +50,7 @@ class GridFacts:
     methods: tuple[MethodFacts, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
+    cells: int = 0
 
     def of(self, method: str, preset: str) -> MethodFacts:
         """What is known of a row; nothing where the grid no longer has it."""

@@ -43,12 +43,20 @@ the method with the highest mean Dice (bold).
 def markdown(sections: Sequence[Section], facts: GridFacts, level: int = 2) -> str:
     """Every section, with headings of a level."""
     parts = [facts.common + "\n"] if facts.common else []
+    if 0 < (there := _recorded(sections)) < facts.cells:
+        parts += [f"**Not complete yet: {there} of the grid's {facts.cells} runs.**\n"]
     if facts.failed:
         parts += ["Failed, and not in the tables:\n", *_items(f"{c}: {w}" for c, w in facts.failed)]
     parts += [markdown_section(section, level) for section in sections]
     parts += _flattery_part(flatteries(sections), level)
     parts += _saved_part(saved_labels(sections), level)
     return "\n".join(parts)
+
+
+def _recorded(sections: Sequence[Section]) -> int:
+    """Runs that the tables are made from, each counted once."""
+    plain = [section for section in sections if section.is_main]
+    return sum(len(row.group.records) for section in plain for row in section.rows)
 
 
 def markdown_section(section: Section, level: int = 2) -> str:
