@@ -12,15 +12,23 @@ from vclipseg.methods.vclipseg import VCLIPSegSettings
 from vclipseg.methods.vclipseg_x import Deformed, VCLIPSegXSettings
 from vclipseg.warping import warp
 
-OFF = {"deformation": 0.0, "deep_weight": 0.0, "least_share": 0.0, "contrast_temperature": 0.0}
+OFF = {
+    "deformation": 0.0,
+    "deformed_share": 1.0,
+    "twins": False,
+    "deep_weight": 0.0,
+    "least_share": 0.0,
+    "contrast_temperature": 0.0,
+}
 
 
 def make(**changes):
-    return build("vclipseg_x", "robust", **changes)
+    """The preset with every switch off but those asked for."""
+    return build("vclipseg_x", "robust", **{**OFF, "threshold": 0.0, **changes})
 
 
 def test_without_its_switches_it_is_vclipseg():
-    ours = make(**OFF)
+    ours = make()
     theirs = build("vclipseg", "robust", copy_paste=0.0)
     theirs.load_state_dict(ours.state_dict())
     batch = batch_for(ours)
@@ -28,9 +36,7 @@ def test_without_its_switches_it_is_vclipseg():
         ours.loss(batch, LATE).values(), theirs.loss(batch, LATE).values(), strict=True
     ):
         assert x == y
-    assert {*OFF, "deformed_share", "twins"} == set(VCLIPSegXSettings.model_fields) - set(
-        VCLIPSegSettings.model_fields
-    )
+    assert set(OFF) == set(VCLIPSegXSettings.model_fields) - set(VCLIPSegSettings.model_fields)
     assert all(VCLIPSegXSettings.model_fields[name].default == value for name, value in OFF.items())
 
 
@@ -77,7 +83,7 @@ def test_deformations_are_of_the_batch():
 
 
 def test_twins_see_nothing_of_each_other():
-    method = make(twins=True, deformation=0.0)
+    method = make(twins=True)
     batch = batch_for(method)
     first, second = method.network(batch.images).logits
     assert not torch.allclose(first, second)
@@ -123,7 +129,7 @@ def test_coarse_outputs_are_of_the_patch():
 
 
 def test_coarse_outputs_learn_from_labels_only():
-    method = make(deep_weight=1.0, deformation=0.0)
+    method = make(deep_weight=1.0)
     batch = batch_for(method)
     out = method.network(batch.images)
     known = torch.full((len(batch.images), *batch.labels.shape[1:]), IGNORE)
@@ -147,7 +153,7 @@ def test_the_surest_of_a_class_count_in_any_case():
     kept = method.sure(confidence.view(1, 20, 1, 1), labels).flatten()
     assert kept[:10].tolist() == [True] * 8 + [False] * 2
     assert kept[10:].tolist() == [True] * 5 + [False] * 5  # above 0.72
-    plain = make(threshold=0.9, least_share=0.0).sure(confidence.view(1, 20, 1, 1), labels)
+    plain = make(threshold=0.9).sure(confidence.view(1, 20, 1, 1), labels)
     assert plain.flatten()[10:].tolist() == [False] * 10
 
 
@@ -178,4 +184,4 @@ def test_prototypes_tell_text_vectors_apart():
     prototypes = torch.randn(method.text.shape, generator=torch.Generator().manual_seed(0))
     expected = naive_contrast(prototypes.double().numpy(), method.text.double().numpy(), 0.5)
     np.testing.assert_allclose(method.gaps(prototypes).numpy(), expected, rtol=1e-4)
-    assert not np.allclose(make(**OFF).gaps(prototypes).numpy(), expected)
+    assert not np.allclose(make().gaps(prototypes).numpy(), expected)

@@ -157,7 +157,12 @@ def class_counts(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
     return across(counts.scatter_add(0, labels.flatten(), weights.flatten()))
 
 
-X: dict[str, Any] = {"deformation": 0.08}
+X: dict[str, Any] = {
+    "deformation": 0.08,
+    "deformed_share": 0.5,
+    "threshold": 0.9,
+    "least_share": 0.7,
+}
 TEACHER: dict[str, Any] = {
     "teacher_decay": 0.99,
     "dlb_apply_to": "unlabeled",
