@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from toy import LATE, batch_for, build
 from vclipseg.losses import IGNORE
@@ -94,6 +95,16 @@ def test_twins_see_nothing_of_each_other():
     method.eval()
     both = [z.softmax(1) for z in method.network(batch.images).logits]
     torch.testing.assert_close(method.predict(batch.images), (both[0] + both[1]) / 2)
+
+
+def test_twins_multiply_less_than_two_decoders():
+    flops = []
+    for twins in (True, False):
+        method = make(twins=twins)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            method.network(torch.zeros(1, 1, 32, 32, 32))
+        flops.append(counter.get_total_flops())
+    assert flops[0] < flops[1]
 
 
 def test_each_twin_has_its_own_projection():

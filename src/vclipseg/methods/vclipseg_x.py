@@ -13,7 +13,7 @@ teacher says of the plain one learns from shapes that nobody labeled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -74,17 +74,13 @@ class VCLIPSegX(VCLIPSeg):
     def make_network(self, in_channels: int, text: Tensor) -> TextVNet | TextVNetTwins:
         """With coarser outputs, or in two."""
         s = self.settings
-        network = partial(
-            TextVNetTwins if s.twins else TextVNet,
-            in_channels,
-            text,
-            s.filters,
-            s.dropout,
-            prompts=s.prompts,
-            coarse=s.deep_weight > 0,
-        )
+        sizes = (in_channels, text, s.filters, s.dropout)
+        network = partial(TextVNet, *sizes, prompts=s.prompts, coarse=s.deep_weight > 0)
         heads = s.heads if s.alignment else 0
-        return network(projections=min(heads, 1) if s.twins else heads)
+        if not s.twins:
+            return network(projections=heads)
+        twin = partial(network, upsamplings=("transposed",), projections=min(heads, 1))
+        return TextVNetTwins(twin(), twin())
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The terms of VCLIPSeg on deformed patches."""
@@ -101,8 +97,7 @@ class VCLIPSegX(VCLIPSeg):
             "images": warp(images, places),
             "labels": warp(batch.labels, places[: batch.num_labeled]),
         }
-        kept = {f.name: getattr(batch, f.name) for f in fields(Batch)}
-        return Deformed(**(kept | seen), natural=batch, places=places)
+        return Deformed(**(vars(batch) | seen), natural=batch, places=places)
 
     @torch.no_grad()
     def guides(self, batch: Batch, probs: list[Tensor]) -> list[Tensor]:

@@ -151,36 +151,15 @@ class TextVNet(nn.Module):
 
 
 class TextVNetTwins(nn.Module):
-    """Two networks with one decoder each, where `TextVNet` has one encoder and two decoders.
+    """Two networks of one decoder each, where `TextVNet` has one encoder and two decoders.
 
-    They see nothing of each other, and err apart. Both upsample by transposed convolutions, so that the two
-    take no longer than one encoder, a decoder like these and one that interpolates.
+    They see nothing of each other, and err apart. Where both upsample by transposed convolutions, they
+    multiply less than one encoder with such a decoder and one that interpolates.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        text: Tensor,
-        filters: int = 16,
-        dropout: float = 0.5,
-        prompts: bool = True,
-        projections: int = 1,
-        coarse: bool = False,
-    ) -> None:
+    def __init__(self, first: TextVNet, second: TextVNet) -> None:
         super().__init__()
-        self.first, self.second = (
-            TextVNet(
-                in_channels,
-                text,
-                filters,
-                dropout,
-                upsamplings=("transposed",),
-                prompts=prompts,
-                projections=projections,
-                coarse=coarse,
-            )
-            for _ in range(2)
-        )
+        self.first, self.second = first, second
 
     def forward(self, images: Tensor) -> TextVNetOutput:
         """(B, C, X, Y, Z) of any size -> logits of both; their f_p one after the other, (B, 2F, x, y, z)."""
