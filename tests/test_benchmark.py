@@ -122,7 +122,7 @@ def test_tables_come_in_three_forms(finished):
     assert r"\toprule" in (finished / "record" / "table.tex").read_text(encoding="utf-8")
     with (finished / "record" / "table.csv").open(newline="") as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["supervised", "vclipseg"] * 2
-    facts = json.loads((finished / "record" / "grid.json").read_text(encoding="utf-8"))
+    (facts,) = json.loads((finished / "record" / "grid.json").read_text(encoding="utf-8"))
     assert (facts["full_size"], facts["failed"]) == (False, [])
 
 
@@ -133,10 +133,12 @@ def test_what_is_to_be_said_of_the_data_is_written_down(tiny_data, tmp_path):
     bench = make(tmp_path, data)
     assert bench.planner.remarks == ()  # nothing was looked at yet
     bench.write(bench.jobs())
-    assert read_facts(bench.record).remarks == ("Cut.",)
+    (facts,) = read_facts(bench.record).values()
+    assert facts.remarks == ("Cut.",)
     (bench.record / "runs.csv").write_text(",".join(RUN_COLUMNS) + "\n")
     only_tables(bench.planner.grid, bench.record)  # which needs no data, and forgets nothing
-    assert read_facts(bench.record).remarks == ("Cut.",)
+    (facts,) = read_facts(bench.record).values()
+    assert facts.remarks == ("Cut.",)
 
 
 @pytest.mark.slow

@@ -219,7 +219,7 @@ def test_a_measured_grid_shows_means_intervals_and_failures(tmp_path):
 def test_what_is_to_be_said_of_the_data_is_said_in_the_readme(tmp_path):
     scores = make_scores()
     records.record(tmp_path, [make_record(scores)], scores)
-    write_facts(tmp_path, GridFacts(remarks=("Cut around the labels.",)))
+    write_facts(tmp_path, GridFacts("la", remarks=("Cut around the labels.",)))
     assert "\n- Of the data: Cut around the labels.\n\nMade from" in readme.show(tmp_path)
 
 

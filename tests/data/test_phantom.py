@@ -46,6 +46,20 @@ def test_case_is_an_atrium_among_neighbours(index: int) -> None:
     assert (outside > blood).sum() > 0.2 * atrium.sum()
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_with_three_classes_chamber_and_vessel_have_labels_too(index: int) -> None:
+    image, labels = phantom_case(0, index, classes=3)
+    plain, atrium = phantom_case(0, index)
+    np.testing.assert_array_equal(image.array, plain.array)
+    np.testing.assert_array_equal(labels.array == 1, atrium.array == 1)
+    around = np.median(image.array[0][labels.array == 0])
+    for k in (1, 2, 3):
+        assert 15 < (labels.array == k).sum() * np.prod(labels.spacing) / 1000 < 80  # ml
+        assert np.median(image.array[0][labels.array == k]) > 1.2 * around
+    two = phantom_case(0, index, classes=2)[1]
+    np.testing.assert_array_equal(two.array, np.where(labels.array == 3, 0, labels.array))
+
+
 def test_anatomy_lies_the_same_way_in_the_world() -> None:
     """Reoriented to RAS, lungs are dark behind on both sides and the ventricle is left in front."""
     volumes = [reorient(phantom_case(0, index)[0], "RAS").array[0] for index in range(12)]
@@ -136,6 +150,22 @@ def test_cases_do_not_depend_on_the_counts(tmp_path: Path) -> None:
     more = _files(make_phantom(tmp_path / "more", **{**FEW, "labeled": 3, "unlabeled": 2}))
     del few["dataset.json"]
     assert few.items() <= more.items()
+
+
+def test_three_classes_are_named(tmp_path: Path) -> None:
+    root = make_phantom(tmp_path / "phantom", **FEW, classes=3)
+    names = json.loads((root / "dataset.json").read_text())["labels"]
+    assert names == {"background": 0, "left atrium": 1, "left ventricle": 2, "aorta": 3}
+    values = np.unique(read_labels(root / "labelsTs/phantom_2000.nii.gz").array)
+    assert values.tolist() == [0, 1, 2, 3]
+    with pytest.raises(UsageError, match="another phantom"):
+        make_phantom(root, **FEW)
+
+
+@pytest.mark.parametrize("classes", [0, 4])
+def test_only_what_is_drawn_can_be_a_class(tmp_path: Path, classes: int) -> None:
+    with pytest.raises(UsageError, match="1 to 3 classes"):
+        make_phantom(tmp_path / "phantom", classes=classes)
 
 
 def test_same_phantom_is_kept(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vclipseg.warping import warp
 OFF = {
     "deformation": 0.0,
     "deformed_share": 1.0,
-    "twins": False,
+    "networks": 1,
     "deep_weight": 0.0,
     "least_share": 0.0,
     "contrast_temperature": 0.0,
@@ -80,44 +80,47 @@ def test_deformations_are_of_the_batch():
     assert not torch.equal(first, other)
 
 
-# Twins
+# Several networks
 
 
-def test_twins_see_nothing_of_each_other():
-    method = make(twins=True)
+@pytest.mark.parametrize("networks", [2, 3])
+def test_networks_see_nothing_of_each_other(networks):
+    method = make(networks=networks)
     batch = batch_for(method)
-    first, second = method.network(batch.images).logits
-    assert not torch.allclose(first, second)
+    logits = method.network(batch.images).logits
+    assert len(logits) == networks
+    assert not torch.allclose(logits[0], logits[1])
     (gradient,) = torch.autograd.grad(
-        second.sum(), method.network.first.decoders[0].head.weight, allow_unused=True
+        logits[1].sum(), method.network.members[0].decoders[0].head.weight, allow_unused=True
     )
     assert gradient is None
     method.eval()
-    both = [z.softmax(1) for z in method.network(batch.images).logits]
-    torch.testing.assert_close(method.predict(batch.images), (both[0] + both[1]) / 2)
+    probs = [z.softmax(1) for z in method.network(batch.images).logits]
+    torch.testing.assert_close(method.predict(batch.images), torch.stack(probs).mean(0))
 
 
-def test_twins_multiply_less_than_two_decoders():
+def test_two_networks_multiply_less_than_two_decoders():
     flops = []
-    for twins in (True, False):
-        method = make(twins=twins)
+    for networks in (2, 1):
+        method = make(networks=networks)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             method.network(torch.zeros(1, 1, 32, 32, 32))
         flops.append(counter.get_total_flops())
     assert flops[0] < flops[1]
 
 
-def test_each_twin_has_its_own_projection():
-    method = make(twins=True)
+def test_each_network_has_its_own_projection():
+    method = make(networks=3)
     out = method.network(batch_for(method).images)
-    first, second = method.network.embed(out)
-    assert first.shape == second.shape
-    assert first.shape[1] == method.text.shape[1]
-    torch.testing.assert_close(first, method.network.first.projections[0](out.fused[:, :64]))
+    embedded = method.network.embed(out)
+    assert [e.shape for e in embedded] == [embedded[0].shape] * 3
+    assert embedded[0].shape[1] == method.text.shape[1]
+    second = method.network.members[1].projections[0](out.fused[:, 64:128])
+    torch.testing.assert_close(embedded[1], second)
 
 
-def test_twins_need_no_projection_to_predict():
-    method = make(twins=True, deep_weight=0.1)
+def test_networks_need_no_projection_to_predict():
+    method = make(networks=2, deep_weight=0.1)
     names = [n for n in method.state_dict() if n.startswith("network.")]
     unneeded = [n for n in names if n.startswith(method.training_only)]
     assert sum(".projections." in n for n in unneeded) == 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 
 import pytest
@@ -55,7 +54,9 @@ def test_footnotes_say_what_differs_and_where_figures_are_from(grid):
     methods = tuple(
         MethodFacts(name, "faithful", notes=notes) for name in ("supervised", "vclipseg")
     )
-    write_facts(grid, GridFacts(title="Mine", published="la", methods=methods, common="All alike."))
+    write_facts(
+        grid, GridFacts("la", title="Mine", published="la", methods=methods, common="All alike.")
+    )
     text, _, _ = written(grid)
     assert text.startswith("# Mine\n")
     assert "\nAll alike.\n" in text
@@ -72,7 +73,7 @@ def test_footnotes_say_what_differs_and_where_figures_are_from(grid):
 
 
 def test_at_full_size_the_gap_is_one_of_reproduction(grid):
-    write_facts(grid, GridFacts(published="la", full_size=True))
+    write_facts(grid, GridFacts("la", published="la", full_size=True))
     text, _, tex = written(grid)
     assert tables_of(text)[0][0]["Gap"] == "+0.1537"
     assert "full size" not in text
@@ -80,34 +81,37 @@ def test_at_full_size_the_gap_is_one_of_reproduction(grid):
 
 
 def test_failed_cells_are_told(grid):
-    write_facts(grid, GridFacts(failed=(("bcp (robust), seed 0", "no memory"),)))
+    write_facts(grid, GridFacts("la", failed=(("bcp (robust), seed 0", "no memory"),)))
     assert "- bcp (robust), seed 0: no memory\n" in written(grid)[0]
 
 
 def test_a_grid_that_is_not_complete_says_so(grid):
     runs = sum(int(row["Runs"]) for row in tables_of(written(grid)[0])[0])
-    write_facts(grid, GridFacts(cells=runs + 5))
+    write_facts(grid, GridFacts("la", cells=runs + 5))
     assert f"**Not complete yet: {runs} of the grid's {runs + 5} runs.**\n" in written(grid)[0]
-    write_facts(grid, GridFacts(cells=runs))
+    write_facts(grid, GridFacts("la", cells=runs))
     assert "Not complete" not in written(grid)[0]
 
 
 def test_what_is_to_be_said_of_the_data_stands_below_every_table(grid):
     assert "Of the data" not in written(grid)[0]
     remark = "Cut around the labels, 100%."
-    write_facts(grid, GridFacts(remarks=(remark,)))
-    assert read_facts(grid).remarks == (remark,)
+    write_facts(grid, GridFacts("la", remarks=(remark,)))
+    assert read_facts(grid)["la"].remarks == (remark,)
     text, _, tex = written(grid)
     assert text.count(f"- Of the data: {remark}\n") == len(tables_of(text)) > 0
     assert r"\par\footnotesize Cut around the labels, 100\%." in tex
 
 
-def test_records_from_before_there_were_remarks_are_read(grid):
-    write_facts(grid, GridFacts())
-    content = json.loads((grid / "grid.json").read_text(encoding="utf-8"))
-    del content["remarks"]
-    (grid / "grid.json").write_text(json.dumps(content))
-    assert read_facts(grid).remarks == ()
+def test_grids_on_several_data_sets_may_share_a_record(grid):
+    add_run(grid, "supervised", BASE, text="", dataset="pancreas")
+    write_facts(grid, GridFacts("la", title="Atria", common="Of atria.", cells=100))
+    write_facts(grid, GridFacts("pancreas", title="Pancreas", common="Of pancreas."))
+    write_facts(grid, GridFacts("la", title="Atria", common="Of left atria.", cells=100))
+    text, _, _ = written(grid)
+    assert text.startswith("# Atria; Pancreas\n")
+    assert "\nla: Of left atria.\n\nla: **Not complete yet: 4 of the grid's 100 runs.**\n" in text
+    assert "\npancreas: Of pancreas.\n\n## la, 4" in text
 
 
 def test_failures_are_counted_and_few_cases_say_so(tmp_path):
@@ -161,7 +165,7 @@ def test_figures_are_shown(grid):
 
 
 def test_csv_has_everything_of_a_row(grid):
-    write_facts(grid, GridFacts(published="la"))
+    write_facts(grid, GridFacts("la", published="la"))
     rows = list(csv.DictReader(written(grid)[1].splitlines()))
     assert list(rows[0]) == list(CSV_COLUMNS)
     supervised, ours = rows
@@ -177,7 +181,9 @@ def test_csv_has_everything_of_a_row(grid):
 def test_latex_is_a_table_with_booktabs(grid):
     write_facts(
         grid,
-        GridFacts(published="la", methods=(MethodFacts("vclipseg", "faithful", None, ("a_b",)),)),
+        GridFacts(
+            "la", published="la", methods=(MethodFacts("vclipseg", "faithful", None, ("a_b",)),)
+        ),
     )
     tex = written(grid)[2]
     assert r"\begin{tabular}{l" in tex

@@ -41,7 +41,7 @@ def test_both_figures_are_made_as_png_and_svg(full):
 def test_methods_with_the_common_settings_have_a_diagram_of_their_own(full):
     notes = ("train.lr = 1",)
     add_run(full, "cps", BASE + GAIN, text="", preset="faithful")
-    write_facts(full, GridFacts(methods=(MethodFacts("cps", "faithful", notes=notes),)))
+    write_facts(full, GridFacts("la", methods=(MethodFacts("cps", "faithful", notes=notes),)))
     both = [
         file for file in write_figures(full) if "critical" in file.name and file.suffix == ".svg"
     ]

@@ -110,6 +110,7 @@ def test_draws_and_folds_are_runs_of_one_method(tmp_path):
 def test_facts_give_order_notes_and_published_figures(grid):
     add_run(grid, "mcnet", BASE, text="", preset="robust")
     facts = GridFacts(
+        "la",
         published="la",
         methods=(
             MethodFacts("vclipseg", "faithful", notes=("train.lr = 0.01",)),
@@ -118,7 +119,7 @@ def test_facts_give_order_notes_and_published_figures(grid):
         failed=(("bcp (robust), seed 0", "no memory"),),
     )
     write_facts(grid, facts)
-    assert read_facts(grid) == facts
+    assert read_facts(grid) == {"la": facts}
     rows = rows_of(grid)
     assert list(rows) == ["supervised (faithful)", "vclipseg (faithful, random)", "mcnet (robust)"]
     supervised, ours, mcnet = rows.values()
@@ -129,7 +130,7 @@ def test_facts_give_order_notes_and_published_figures(grid):
 
 
 def test_nothing_is_known_without_grid_json(grid):
-    assert read_facts(grid) == GridFacts()
+    assert read_facts(grid) == {}
     assert all(row.figure is None and row.gap is None for row in rows_of(grid).values())
 
 

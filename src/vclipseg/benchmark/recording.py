@@ -50,6 +50,7 @@ def grid_facts(
     s, common = grid.settings, grid.common()
     patch = " x ".join(map(str, common.train.patch))
     return GridFacts(
+        dataset=common.name,
         title=s.title,
         published=s.published,
         full_size=s.published is not None

@@ -26,7 +26,7 @@ from vclipseg.records import forget, recorded, take_over
 from vclipseg.report.gallery import gallery, median_case
 from vclipseg.runs import Run
 from vclipseg.scores import Protocol, case_means, read_scores
-from vclipseg.tables.facts import read_facts, write_facts
+from vclipseg.tables.facts import GridFacts, read_facts, write_facts
 from vclipseg.tables.files import write_tables
 from vclipseg.tables.groups import BASELINE
 from vclipseg.tables.plots import save, write_figures
@@ -218,7 +218,8 @@ def only_tables(grid: Grid, record: Path) -> list[Path]:
     """
     if not (record / "runs.csv").is_file():
         raise UsageError(f"{record}: nothing recorded yet (no runs.csv)")
-    told = read_facts(record)
+    dataset = grid.common().name
+    told = read_facts(record).get(dataset, GridFacts(dataset))
     write_facts(record, grid_facts(grid, told.failed, told.remarks))
     return write_all(record)
 

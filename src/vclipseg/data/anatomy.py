@@ -31,17 +31,20 @@ BIAS = 0.2
 TEXTURE = 0.09
 NOISE = (0.03, 0.09)
 
+ATRIUM, VENTRICLE, AORTA = 1, 2, 3  # labels; 0 is all else
+
 Rng = np.random.Generator
 
 
 def draw_case(
     rng: Rng, shape: tuple[int, ...], spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One case on a grid in LPS order: image (X, Y, Z) float32, atrium (X, Y, Z) bool."""
+    """One case on a grid in LPS order: image (X, Y, Z) float32, labels (X, Y, Z) uint8 (`ATRIUM`, ...)."""
     points = _patient_points(rng, shape, spacing_mm)  # (3, X, Y, Z) mm
     atrium, blood = _left_atrium(rng, points)
-    image = _paint(rng, points, blood, float(np.mean(spacing_mm)))
-    return _acquire(rng, image), atrium < 0
+    image, labels = _paint(rng, points, blood, float(np.mean(spacing_mm)))
+    labels[atrium < 0] = ATRIUM
+    return _acquire(rng, image), labels
 
 
 def _patient_points(rng: Rng, shape: tuple[int, ...], spacing_mm: Sequence[float]) -> np.ndarray:
@@ -161,36 +164,42 @@ def _left_atrium(rng: Rng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # The image
 
 
-def _paint(rng: Rng, points: np.ndarray, blood: np.ndarray, voxel_mm: float) -> np.ndarray:
-    """Brightness without noise, blood at about 1: from the back (tissue) to the front (atrium)."""
+def _paint(
+    rng: Rng, points: np.ndarray, blood: np.ndarray, voxel_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """From the back to the front (the atrium): brightness without noise, blood being about 1, and labels."""
     shape = points.shape[1:]
     soft = rng.uniform(*SOFT_TISSUE)
-    image = np.full(shape, soft, np.float32)
+    image, labels = np.full(shape, soft, np.float32), np.zeros(shape, np.uint8)
 
-    def over(distance: np.ndarray, value: float | np.ndarray, share: float = 1.0) -> None:
+    def over(
+        distance: np.ndarray, value: float | np.ndarray, label: int = 0, share: float = 1.0
+    ) -> None:
         """Paint a shape; voxels on its border hold a part of it."""
         inside = share * np.clip(0.5 - distance / voxel_mm, 0, 1)
         image[...] += inside * (value - image)
+        if share == 1:
+            labels[distance < 0] = label
 
     apex = rng.normal((-26, 33, -24), 2)
     ventricle = _tube(points, VALVE_CENTER, apex, (11, 17))[0]
     over(ventricle - 9, 1.15 * soft)
-    for distance, value in _surroundings(rng, points, soft):
-        over(distance, value)
+    for distance, value, label in _surroundings(rng, points, soft):
+        over(distance, value, label)
     wall_mm = rng.uniform(*WALL_MM)
     wall = soft + rng.uniform(*WALL_CONTRAST) * (1 - soft) * 0.6
     scar = np.clip(_smooth(rng, shape, 9) - 1, 0, 1) * rng.uniform(0, 1)
     over(blood - wall_mm, wall * (1 - scar) + 1.15 * scar)
-    over(ventricle, rng.normal(1, BLOOD_SPREAD / 2))
+    over(ventricle, rng.normal(1, BLOOD_SPREAD / 2), VENTRICLE)
     over(blood, 1.0)
     over(np.maximum(np.abs(blood) - 0.8, ventricle + 1), soft, share=rng.uniform(0, 0.4))  # valve
-    return image
+    return image, labels
 
 
 def _surroundings(
     rng: Rng, points: np.ndarray, soft: float
-) -> list[tuple[np.ndarray, float | np.ndarray]]:
-    """Neighbours as (distance, brightness), back to front."""
+) -> list[tuple[np.ndarray, float | np.ndarray, int]]:
+    """Neighbours as (distance, brightness, label), back to front."""
     shape = points.shape[1:]
     lung = rng.uniform(0.04, 0.14)
     vessels = np.clip(_smooth(rng, shape, 15) - 1.1, 0, 0.7)
@@ -215,23 +224,23 @@ def _surroundings(
     spine = _ellipsoid(points, near(5, -43, 0), (16, 14, 200))
     esophagus = tube(near(1, -25, -60), near(-3, -24, 60), 5)
     return [
-        (_ellipsoid(points, near(56, -26, 4), (34, 34, 70)), lung + vessels),
-        (_ellipsoid(points, near(-58, -22, 4), (34, 36, 70)), lung + vessels),
-        (spine, 0.75 * soft),
-        (spine + 3, 0.35 * soft),
-        (esophagus, muscle),
-        (right_ventricle - 2, muscle),
-        (right_ventricle, chamber()),
-        (right_atrium - 1.5, muscle),
-        (cava - 1.5, muscle),
-        (right_atrium, right := chamber()),
-        (cava, right),
-        (aorta - 1.5, muscle),
-        (aorta, left := chamber()),
-        (artery - 1.5, muscle),
-        (artery, chamber()),
-        (ascending - 1.5, muscle),
-        (ascending, left),
+        (_ellipsoid(points, near(56, -26, 4), (34, 34, 70)), lung + vessels, 0),
+        (_ellipsoid(points, near(-58, -22, 4), (34, 36, 70)), lung + vessels, 0),
+        (spine, 0.75 * soft, 0),
+        (spine + 3, 0.35 * soft, 0),
+        (esophagus, muscle, 0),
+        (right_ventricle - 2, muscle, 0),
+        (right_ventricle, chamber(), 0),
+        (right_atrium - 1.5, muscle, 0),
+        (cava - 1.5, muscle, 0),
+        (right_atrium, right := chamber(), 0),
+        (cava, right, 0),
+        (aorta - 1.5, muscle, 0),
+        (aorta, left := chamber(), AORTA),
+        (artery - 1.5, muscle, 0),
+        (artery, chamber(), 0),
+        (ascending - 1.5, muscle, 0),
+        (ascending, left, AORTA),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A data set of made-up left atria for the demo and for tests (what is drawn: anatomy.py)."""
+"""A data set of made-up left atria for the demo, tests and benchmarks (what is drawn: anatomy.py)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 from scipy.ndimage import label
 from scipy.spatial.transform import Rotation
 
-from vclipseg.data.anatomy import draw_case
+from vclipseg.data.anatomy import ATRIUM, draw_case
 from vclipseg.data.volume import Volume, write
 from vclipseg.errors import UsageError
 
 VERSION = 1  # goes up with every change of what is drawn
 SHAPE = (64, 64, 48)
 SPACING_MM = 1.5
-CLASS_NAMES = ("background", "left atrium")
+CLASS_NAMES = ("background", "left atrium", "left ventricle", "aorta")  # by label
 MOST_CASES = 1000  # of a kind; the case's index is its kind's start plus its number
 STARTS = {"labeled": 0, "unlabeled": MOST_CASES, "test": 2 * MOST_CASES}
 
@@ -31,6 +31,7 @@ def make_phantom(
     labeled: int = 4,
     unlabeled: int = 30,
     test: int = 10,
+    classes: int = 1,
     seed: int = 0,
     shape: Sequence[int] = SHAPE,
     spacing: float | Sequence[float] = SPACING_MM,
@@ -42,6 +43,7 @@ def make_phantom(
         labeled: cases in imagesTr and labelsTr.
         unlabeled: cases in imagesUn.
         test: cases in imagesTs and labelsTs.
+        classes: structures with a label, the first of `CLASS_NAMES`, 1 to 3; images are the same.
         seed: a case depends on the seed and its own number, not on how many there are.
         shape: voxels (X, Y, Z).
         spacing: mm, one number or three.
@@ -53,9 +55,12 @@ def make_phantom(
     counts = {"labeled": labeled, "unlabeled": unlabeled, "test": test}
     if not all(0 <= count <= MOST_CASES for count in counts.values()):
         raise UsageError(f"a phantom has 0 to {MOST_CASES} cases of a kind, not {counts}")
+    if not 0 < classes < len(CLASS_NAMES):
+        raise UsageError(f"a phantom has 1 to {len(CLASS_NAMES) - 1} classes, not {classes}")
     drawn = {
         "version": VERSION,
         **counts,
+        **({"classes": classes} if classes > 1 else {}),
         "seed": seed,
         "shape": [int(n) for n in shape],
         "spacing": _triple(spacing),
@@ -78,6 +83,7 @@ def phantom_case(
     index: int,
     shape: Sequence[int] = SHAPE,
     spacing: float | Sequence[float] = SPACING_MM,
+    classes: int = 1,
 ) -> tuple[Volume, Volume]:
     """One case: an image (1, X, Y, Z) float32 of whole numbers and labels (X, Y, Z) uint8.
 
@@ -85,9 +91,10 @@ def phantom_case(
     """
     rng = np.random.default_rng([seed, index])
     spacing_mm = _triple(spacing)
-    image, atrium = draw_case(rng, tuple(shape), spacing_mm)
+    image, labels = draw_case(rng, tuple(shape), spacing_mm)
     affine = _affine(rng, tuple(shape), spacing_mm)
-    return Volume(image[None], affine), Volume(_largest_part(atrium), affine)
+    labels = np.where(labels <= classes, labels, 0).astype(np.uint8)
+    return Volume(image[None], affine), Volume(_atrium_in_one_part(labels), affine)
 
 
 def _same(root: Path, drawn: dict[str, Any]) -> Path:
@@ -109,7 +116,9 @@ def _write_all(root: Path, drawn: dict[str, Any], counts: dict[str, int]) -> Non
     }
     for kind, (images, labels) in folders.items():
         for index in range(STARTS[kind], STARTS[kind] + counts[kind]):
-            image, reference = phantom_case(drawn["seed"], index, drawn["shape"], drawn["spacing"])
+            image, reference = phantom_case(
+                drawn["seed"], index, drawn["shape"], drawn["spacing"], drawn.get("classes", 1)
+            )
             stored = Volume(image.array.astype(np.int16), image.affine)
             write(stored, root / images / f"phantom_{index:04}_0000.nii.gz")
             if labels:
@@ -118,7 +127,9 @@ def _write_all(root: Path, drawn: dict[str, Any], counts: dict[str, int]) -> Non
         "name": "Phantom",
         "description": "Made-up left atria for demo and tests; nothing of it comes from a person",
         "channel_names": {"0": "MRI"},
-        "labels": {name: value for value, name in enumerate(CLASS_NAMES)},
+        "labels": {
+            name: value for value, name in enumerate(CLASS_NAMES[: drawn.get("classes", 1) + 1])
+        },
         "numTraining": counts["labeled"],
         "file_ending": ".nii.gz",
         "phantom": drawn,
@@ -143,9 +154,10 @@ def _affine(
     return affine
 
 
-def _largest_part(atrium: np.ndarray) -> np.ndarray:
-    """The atrium without what a cut or the grid has split off it: (X, Y, Z) uint8."""
-    parts, count = label(atrium, np.ones((3, 3, 3)))
+def _atrium_in_one_part(labels: np.ndarray) -> np.ndarray:
+    """Labels without what a cut or the grid has split off the atrium."""
+    parts, count = label(labels == ATRIUM, np.ones((3, 3, 3)))
     if count > 1:
-        atrium = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return atrium.astype(np.uint8)
+        largest = 1 + np.argmax(np.bincount(parts.ravel())[1:])
+        labels[(parts > 0) & (parts != largest)] = 0
+    return labels

@@ -39,7 +39,7 @@ from vclipseg.losses import (
 from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
 from vclipseg.mixing import random_box, swap
 from vclipseg.networks.vnet import STRIDE, pads_to_stride
-from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNetTwins
+from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNets
 from vclipseg.ranks import across
 
 
@@ -121,7 +121,7 @@ class VCLIPSeg(Method):
             Ema(self.network, s.teacher_decay, buffers=running) if s.teacher_decay else None
         )
 
-    def make_network(self, in_channels: int, text: Tensor) -> TextVNet | TextVNetTwins:
+    def make_network(self, in_channels: int, text: Tensor) -> TextVNet | TextVNets:
         """One encoder and two decoders."""
         s = self.settings
         heads = s.heads if s.alignment else 0
@@ -259,7 +259,7 @@ class VCLIPSeg(Method):
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, C, X, Y, Z) -> (B, K, X, Y, Z)."""
-        return self.network.predict(images, 2 if self.settings.predict_with == "mean" else 1)
+        return self.network.predict(images, None if self.settings.predict_with == "mean" else 1)
 
     def opinions(self, images: Tensor) -> list[Tensor]:
         """Of every decoder."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from vclipseg.data.batch import Batch
 from vclipseg.losses import add, cross_entropy, dice_loss
 from vclipseg.methods.base import Loss, Term
 from vclipseg.methods.vclipseg import ROBUST, SGD, VCLIPSeg, VCLIPSegSettings
-from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNetTwins
+from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNets
 from vclipseg.ranks import across
 from vclipseg.warping import random_warp, warp
 
@@ -39,8 +39,9 @@ class VCLIPSegXSettings(VCLIPSegSettings):
     """Largest displacement in a deformed patch, as a share of its side; 0: none."""
     deformed_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the patches that are deformed; resampled once more, they are less sharp than the others."""
-    twins: bool = False
-    """Two networks of one decoder each, instead of two decoders on one encoder."""
+    networks: Annotated[int, Field(ge=1, le=8)] = 1
+    """Networks that share nothing but the data and what they label together, of one decoder each; 1: one
+    network of two decoders."""
     deep_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight w_d of the coarser outputs, beside `supervised_weight`; 0: there are none."""
     least_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -48,6 +49,9 @@ class VCLIPSegXSettings(VCLIPSegSettings):
     `threshold`: a small class is rarely sure of itself."""
     contrast_temperature: Annotated[float, Field(ge=0)] = 0.0
     """tau: prototypes tell the centered text vectors apart; 0: each is drawn to its own, as published."""
+
+
+UNUSED = ("projections", "coarse")  # in prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +68,23 @@ class VCLIPSegX(VCLIPSeg):
     Settings = VCLIPSegXSettings  # type: ignore[assignment]
     settings: VCLIPSegXSettings
 
-    training_only: ClassVar[tuple[str, ...]] = (
-        *VCLIPSeg.training_only,
-        "network.coarse.",
-        *(f"network.{twin}.projections." for twin in ("first", "second")),
-        *(f"network.{twin}.coarse." for twin in ("first", "second")),
-    )
+    @property
+    def training_only(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The teacher, projections and coarser outputs."""
+        several = (f"members.{i}." for i in range(self.settings.networks))
+        parts = (f"network.{of}{part}." for of in ("", *several) for part in UNUSED)
+        return ("teacher.", *parts)
 
-    def make_network(self, in_channels: int, text: Tensor) -> TextVNet | TextVNetTwins:
-        """With coarser outputs, or in two."""
+    def make_network(self, in_channels: int, text: Tensor) -> TextVNet | TextVNets:
+        """With coarser outputs, or several."""
         s = self.settings
         sizes = (in_channels, text, s.filters, s.dropout)
         network = partial(TextVNet, *sizes, prompts=s.prompts, coarse=s.deep_weight > 0)
         heads = s.heads if s.alignment else 0
-        if not s.twins:
+        if s.networks == 1:
             return network(projections=heads)
-        twin = partial(network, upsamplings=("transposed",), projections=min(heads, 1))
-        return TextVNetTwins(twin(), twin())
+        single = partial(network, upsamplings=("transposed",), projections=min(heads, 1))
+        return TextVNets([single() for _ in range(s.networks)])
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """The terms of VCLIPSeg on deformed patches."""

@@ -143,39 +143,40 @@ class TextVNet(nn.Module):
         features[-1] = self.prompts(features[-1])
         return features
 
-    def predict(self, images: Tensor, decoders: int) -> Tensor:
-        """Mean probabilities (B, K, X, Y, Z) of the first `decoders` decoders; no other is run."""
+    def predict(self, images: Tensor, decoders: int | None = None) -> Tensor:
+        """Mean probabilities (B, K, X, Y, Z) of the first `decoders`, or of all; no other is run."""
         features = self.encode(images)
         probs = [unpad(d(features), images).float().softmax(1) for d in self.decoders[:decoders]]
-        return torch.stack(probs).mean(0) if decoders > 1 else probs[0]
+        return torch.stack(probs).mean(0)
 
 
-class TextVNetTwins(nn.Module):
-    """Two networks of one decoder each, where `TextVNet` has one encoder and two decoders.
+class TextVNets(nn.Module):
+    """Several networks of one decoder each, where `TextVNet` has one encoder and two decoders.
 
-    They see nothing of each other, and err apart. Where both upsample by transposed convolutions, they
-    multiply less than one encoder with such a decoder and one that interpolates.
+    They see nothing of each other, and err apart. Two that upsample by transposed convolutions multiply less
+    than one encoder with such a decoder and one that interpolates.
     """
 
-    def __init__(self, first: TextVNet, second: TextVNet) -> None:
+    def __init__(self, members: Sequence[TextVNet]) -> None:
         super().__init__()
-        self.first, self.second = first, second
+        self.members = nn.ModuleList(members)
 
     def forward(self, images: Tensor) -> TextVNetOutput:
-        """(B, C, X, Y, Z) of any size -> logits of both; their f_p one after the other, (B, 2F, x, y, z)."""
-        first, second = self.first(images), self.second(images)
+        """(B, C, X, Y, Z) of any size -> logits of all; their f_p one after the other, (B, nF, x, y, z)."""
+        outs: list[TextVNetOutput] = [member(images) for member in self.members]
         return TextVNetOutput(
-            first.logits + second.logits,
-            torch.cat([first.fused, second.fused], 1),
-            first.coarse + second.coarse,
+            [z for out in outs for z in out.logits],
+            torch.cat([out.fused for out in outs], 1),
+            [z for out in outs for z in out.coarse],
         )
 
     def embed(self, out: TextVNetOutput) -> list[Tensor]:
         """Each one's f_p in the space of the text vectors, (B, E, x, y, z)."""
-        parts = zip((self.first, self.second), out.fused.chunk(2, 1), strict=True)
-        return [project(fused) for twin, fused in parts for project in twin.projections]
+        members = cast("list[TextVNet]", self.members)
+        parts = zip(members, out.fused.chunk(len(members), 1), strict=True)
+        return [project(fused) for member, fused in parts for project in member.projections]
 
-    def predict(self, images: Tensor, decoders: int) -> Tensor:
-        """Mean probabilities (B, K, X, Y, Z) of the first or of both; no other is run."""
-        probs = self.first.predict(images, 1)
-        return (probs + self.second.predict(images, 1)) / 2 if decoders > 1 else probs
+    def predict(self, images: Tensor, decoders: int | None = None) -> Tensor:
+        """Mean probabilities (B, K, X, Y, Z) of the first `decoders`, or of all; no other is run."""
+        members = cast("list[TextVNet]", self.members[:decoders])
+        return torch.stack([member.predict(images) for member in members]).mean(0)

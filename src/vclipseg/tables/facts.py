@@ -1,4 +1,7 @@
-"""grid.json of a record: what its tables say besides numbers. The grid writes it, the tables read it."""
+"""grid.json of a record: what its tables say besides numbers. The grid writes it, the tables read it.
+
+Grids on several data sets may share a record; there is an entry for each.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,10 @@ class MethodFacts:
 
 @dataclass(frozen=True)
 class GridFacts:
-    """What is known of a record beside its rows.
+    """What is known of a record beside its rows of one data set.
 
     Attributes:
+        dataset: as in runs.csv.
         title: heading of the tables.
         published: data set of the published figures, None where there are none.
         full_size: runs are as wide and as large as the published ones.
@@ -42,6 +46,7 @@ class GridFacts:
         cells: runs that the grid has in all, 0 where it is not known.
     """
 
+    dataset: str
     title: str = ""
     published: str | None = None
     full_size: bool = False
@@ -66,26 +71,36 @@ class GridFacts:
 
 
 def write_facts(grid: Path, facts: GridFacts) -> None:
-    """Write grid.json."""
-    write_text(grid / "grid.json", json.dumps(asdict(facts), indent=2) + "\n")
+    """Write grid.json; what it says of other data sets stays.
+
+    Raises:
+        DataError: what is there is damaged.
+    """
+    known = {**read_facts(grid), facts.dataset: facts}
+    content = [asdict(known[dataset]) for dataset in sorted(known)]
+    write_text(grid / "grid.json", json.dumps(content, indent=2) + "\n")
 
 
-def read_facts(grid: Path) -> GridFacts:
-    """Read grid.json; nothing is known where it is not there.
+def read_facts(grid: Path) -> dict[str, GridFacts]:
+    """Read grid.json, by data set; nothing is known where it is not there.
 
     Raises:
         DataError: it is damaged.
     """
     path = grid / "grid.json"
     if not path.is_file():
-        return GridFacts()
+        return {}
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        methods = tuple(
-            MethodFacts(**{**entry, "notes": tuple(entry["notes"])}) for entry in content["methods"]
-        )
-        failed = tuple((cell, why) for cell, why in content["failed"])
-        remarks = tuple(content.get("remarks", ()))
-        return GridFacts(**{**content, "methods": methods, "failed": failed, "remarks": remarks})
+        entries = [_read(content) for content in json.loads(path.read_text(encoding="utf-8"))]
+        return {facts.dataset: facts for facts in entries}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}). Run the grid again.") from error
+
+
+def _read(content: dict[str, Any]) -> GridFacts:
+    methods = tuple(
+        MethodFacts(**{**entry, "notes": tuple(entry["notes"])}) for entry in content["methods"]
+    )
+    failed = tuple((cell, why) for cell, why in content["failed"])
+    remarks = tuple(content["remarks"])
+    return GridFacts(**{**content, "methods": methods, "failed": failed, "remarks": remarks})

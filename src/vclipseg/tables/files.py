@@ -44,7 +44,8 @@ def write_tables(grid: Path) -> list[Path]:
         DataError: one of them is damaged.
     """
     sections, facts = read_sections(grid), read_facts(grid)
-    title = facts.title or grid.resolve().name
+    titles = dict.fromkeys(of_one.title for of_one in facts.values() if of_one.title)
+    title = "; ".join(titles) or grid.resolve().name
     pictures = [f"![{file.stem}]({file.name})\n" for file in sorted(grid.glob("*.png"))]
     text = [f"# {title}\n", LEGEND, markdown(sections, facts), *pictures]
     write_text(grid / "table.md", "\n".join(text))

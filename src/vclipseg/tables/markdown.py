@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -40,17 +40,26 @@ the method with the highest mean Dice (bold).
 """
 
 
-def markdown(sections: Sequence[Section], facts: GridFacts, level: int = 2) -> str:
-    """Every section, with headings of a level."""
-    parts = [facts.common + "\n"] if facts.common else []
-    if 0 < (there := _recorded(sections)) < facts.cells:
-        parts += [f"**Not complete yet: {there} of the grid's {facts.cells} runs.**\n"]
-    if facts.failed:
-        parts += ["Failed, and not in the tables:\n", *_items(f"{c}: {w}" for c, w in facts.failed)]
+def markdown(sections: Sequence[Section], facts: Mapping[str, GridFacts], level: int = 2) -> str:
+    """What is known of each data set, and every section, with headings of a level."""
+    parts = []
+    for dataset, of_one in facts.items():
+        here = [section for section in sections if section.first.dataset == dataset]
+        parts += _known(here, of_one, f"{dataset}: " if len(facts) > 1 else "")
     parts += [markdown_section(section, level) for section in sections]
     parts += _flattery_part(flatteries(sections), level)
     parts += _saved_part(saved_labels(sections), level)
     return "\n".join(parts)
+
+
+def _known(sections: Sequence[Section], facts: GridFacts, of: str) -> list[str]:
+    parts = [f"{of}{facts.common}\n"] if facts.common else []
+    if 0 < (there := _recorded(sections)) < facts.cells:
+        parts += [f"{of}**Not complete yet: {there} of the grid's {facts.cells} runs.**\n"]
+    if facts.failed:
+        failed = _items(f"{cell}: {why}" for cell, why in facts.failed)
+        parts += [f"{of}Failed, and not in the tables:\n", *failed]
+    return parts
 
 
 def _recorded(sections: Sequence[Section]) -> int:

@@ -148,10 +148,14 @@ def read_sections(grid: Path) -> list[Section]:
     Raises:
         DataError: runs.csv, cases.csv or grid.json is damaged.
     """
-    facts, cases = read_facts(grid), read_cases(grid)
+    known, cases = read_facts(grid), read_cases(grid)
     by_section = grouped(read_runs(grid), _section_key)
-    groups = {key: _groups(by_section[key], cases, facts) for key in sorted(by_section)}
-    return [_section(key, groups, facts) for key in groups]
+    facts = {
+        key: known.get(runs[0].dataset, GridFacts(runs[0].dataset))
+        for key, runs in by_section.items()
+    }
+    groups = {key: _groups(by_section[key], cases, facts[key]) for key in sorted(by_section)}
+    return [_section(key, groups, facts[key]) for key in groups]
 
 
 def _section_key(record: RunRecord) -> tuple:
