@@ -366,7 +366,7 @@ def test_learns_balls(name, preset_name):
     """A toy that every method must solve with what its `robust` preset trains with."""
     if preset_name != "robust":
         pytest.skip("published settings are for 16 filters and thousands of steps")
-    steps = 80
+    steps = 120
     method = build(name, preset_name, steps=steps)
     settings = fast(steps=steps, lr=0.01, **presets(name)[preset_name]["train"])
     state = fit(method, settings, lambda step: batch_for(method, step, 32, step))

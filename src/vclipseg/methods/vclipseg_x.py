@@ -1,14 +1,15 @@
 """VCLIPSeg-X: VCLIPSeg on deformed patches, labeled by a teacher that sees them as they lie.
 
     x' = x o d,  y' = y o d,  P = (sum_i w_i teacher_i(x)) o d      d: a smooth random deformation
-    L = w_s * sum_i [L_dice(p_i, y') + CE(p_i, y')]                 supervised, every decoder
+    L = w_s * sum_i [L_dice(p_i, y') + CE(p_i, y')]                 supervised, every network
       + w_d * sum_ij [L_dice(p_ij, y') + CE(p_ij, y')]              deep supervision
       + w_u(t) * sum_i [CE(p_i, P) + L_dice(p_i, P)]                dynamic labeling (DLB)
       + w_r * mean_k [-log softmax_k(cos(v_k, t - mean t) / tau)]   vision-text consistency (VTCM)
 
-p_i is what decoder i makes of x', p_ij its output at a coarser scale j. Four labeled scans show the
-anatomy of four people; deformed, they show more. And a network that says of a deformed scan what its
-teacher says of the plain one learns from shapes that nobody labeled.
+p_i is what network i makes of x', p_ij its output at a coarser scale j. Four labeled scans show the
+anatomy of four people; deformed, they show more. A network that says of a deformed scan what the
+teachers say of the plain one learns from shapes that nobody labeled. And two networks that share nothing but
+what they label together err less than two decoders on one encoder.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def class_counts(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
 
 
 X: dict[str, Any] = {
+    "networks": 2,
     "deformation": 0.08,
     "deformed_share": 0.5,
     "threshold": 0.9,
