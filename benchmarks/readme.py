@@ -34,7 +34,13 @@ PAGES = (
     "docs/how-to/serve.md",
     *METHODS,
 )
-GRIDS = ("la-1.25mm-methods", "la-1.25mm-4", "hippocampus-methods", "hippocampus-4")
+GRIDS = (
+    "vclipseg-x",
+    "la-1.25mm-methods",
+    "la-1.25mm-4",
+    "hippocampus-methods",
+    "hippocampus-4",
+)
 COLUMNS = {  # metric -> heading and format
     "dice": ("Dice", ".3f"),
     "jaccard": ("Jaccard", ".3f"),
