@@ -56,6 +56,8 @@ NEEDED = (
 STATISTICS = " train.statistics_batches=25"
 TILTED = f"augment.rotate=15 augment.zoom=0.35{STATISTICS}"
 UNMIXED = f"train.seed=1 {TILTED} method.warmup=0.4 method.copy_paste=0"
+X_BY_NAME = f"method.name=vclipseg_x train.seed=1 {TILTED} method.warmup=0.4"
+FAITHFUL_TRAINING = "train.optimizer=sgd train.lr=0.01 train.lr_power=0 train.weights=last"
 SURE = f"train.seed=1 {TILTED} method.warmup=0.4 method.threshold=0.9 method.copy_paste=0"
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -145,7 +147,14 @@ def test_every_record_is_made_from_its_rows():
             ("hippocampus-4/robust", "augment.rotate=15 augment.zoom=0.2"),
         )
     ]
-    + [("methods/vclipseg.md", "faithful", "train.seed=0 method.unlabeled_weight=0")]
+    + [
+        ("methods/vclipseg.md", recipe, overrides)
+        for recipe, overrides in (
+            ("faithful", "train.seed=0 method.unlabeled_weight=0"),
+            ("supervised", f"train.seed=1 {TILTED} {FAITHFUL_TRAINING}"),
+            ("supervised", f"train.seed=1 {TILTED} method.dropout=0.5"),
+        )
+    ]
     + [
         ("explanation/experiments.md", recipe, overrides)
         for recipe, overrides in (
@@ -154,6 +163,9 @@ def test_every_record_is_made_from_its_rows():
             ("hippocampus-4/supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
             ("robust", f"train.seed=1 method.warmup=0.4 {TILTED.removesuffix(STATISTICS)}"),
             ("robust", f"{UNMIXED} method.threshold=0.9"),
+            ("robust", f"{X_BY_NAME} method.twins=true"),
+            ("robust", f"{X_BY_NAME} method.networks=2 train.steps=700"),
+            ("supervised", f"train.seed=1 {TILTED} train.steps=700"),
             ("hippocampus-4/robust", "train.seed=1 method.copy_paste=0 method.threshold=0.9"),
             ("robust", f"{SURE} method.unlabeled_weight=1.0"),
             ("robust", f"{SURE} method.patches=[1,3] method.largest_component=true"),
