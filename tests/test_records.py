@@ -99,9 +99,10 @@ def test_forgetting_a_method(tmp_path):
     records.record(tmp_path, [make_record(), make_record(lcc=True)], make_scores())
     kept = make_record(settings_hash="kept", method="supervised")
     records.record(tmp_path, [kept], make_scores())
-    assert records.forget(tmp_path, "vclipseg") == 1
+    assert records.forget(tmp_path, "vclipseg", "elsewhere") == 0  # another grid of this record
+    assert records.forget(tmp_path, "vclipseg", "la") == 1
     assert records.recorded(tmp_path) == {"kept"}
-    assert records.forget(tmp_path, "vclipseg") == 0
+    assert records.forget(tmp_path, "vclipseg", "la") == 0
 
 
 def test_an_interrupted_recording_is_not_recorded(tmp_path, monkeypatch):

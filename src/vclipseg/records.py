@@ -194,14 +194,14 @@ def take_over(
     record(grid, [replace(row, preset=preset) for row in rows], scores)
 
 
-def forget(grid: Path, method: str) -> int:
-    """Remove a method's runs from a grid, to run them again; returns how many runs.
+def forget(grid: Path, method: str, dataset: str) -> int:
+    """Remove a method's runs on a data set from a record, to run them again; returns how many runs.
 
     Only runs.csv changes: rows of cases.csv without a run count for nothing and are replaced when
     the run is recorded again.
     """
     rows = read_runs(grid)
-    kept = [row for row in rows if row.method != method]
+    kept = [row for row in rows if (row.method, row.dataset) != (method, dataset)]
     if len(kept) < len(rows):
         write_rows(grid / "runs.csv", RUN_COLUMNS, [vars(row) for row in kept])
     return len({row.settings_hash for row in rows}) - len({row.settings_hash for row in kept})

@@ -106,7 +106,7 @@ class Benchmark:
         if unknown := [method for method in methods if method not in known]:
             raise UsageError(f"--redo {unknown[0]}: {grid.path} has {', '.join(sorted(known))}")
         for method in methods:
-            count = forget(self.record, method)
+            count = forget(self.record, method, grid.common().name)
             self.console.note(f"redo {method}: {count} recorded run(s) forgotten")
         for job in self.jobs():
             if job.cell.entry.name in methods and job.order:
