@@ -16,6 +16,7 @@ from vclipseg.losses import (
     cross_entropy_by_image,
     dice_loss,
     info_nce,
+    most_likely,
     one_hot,
     patch_dice_loss,
     sharpen,
@@ -276,6 +277,11 @@ def test_info_nce_formula():
 )
 def test_rampup(step, rampup_steps, expected):
     assert sigmoid_rampup(step, rampup_steps) == pytest.approx(expected, abs=5e-4)
+
+
+def test_most_likely_is_the_first_of_the_largest():
+    scores = np.random.default_rng(0).integers(0, 3, (*SHAPE[:1], 4, *SHAPE[1:])).astype("f4")
+    np.testing.assert_array_equal(most_likely(torch.from_numpy(scores)), scores.argmax(1))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])

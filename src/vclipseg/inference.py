@@ -79,7 +79,7 @@ class Predictor:
         if trace.prepared_shape != trace.cropped_shape:
             return restore_mask(self.prepared(image).numpy(), trace)
         with torch.inference_mode():
-            labels = [probs.argmax(0).to(torch.uint8) for probs in self._parts(image)]
+            labels = [probs.max(0).indices.to(torch.uint8) for probs in self._parts(image)]
         return Volume(trace.undo(torch.cat(labels).cpu().numpy()), volume.affine)
 
     def probabilities(self, volume: Volume) -> Volume:

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vclipseg.data.batch import Batch
-from vclipseg.losses import IGNORE, DiceForm, cross_entropy, dice_loss, sigmoid_rampup
+from vclipseg.losses import IGNORE, DiceForm, cross_entropy, dice_loss, most_likely, sigmoid_rampup
 from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
 from vclipseg.mixing import centered_boxes, paste
 from vclipseg.networks.vnet import VNet
@@ -171,7 +171,7 @@ def fuse(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     both = torch.stack([first, second])
     entropy = -(both * (both + 1e-10).log2()).sum(2, keepdim=True)
     confidence, labels = ((-entropy).softmax(0) * both).sum(0).max(1)
-    return labels, confidence, first.argmax(1) != second.argmax(1)
+    return labels, confidence, most_likely(first) != most_likely(second)
 
 
 def arbitrate(

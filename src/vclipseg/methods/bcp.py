@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vclipseg.data.batch import Batch
 from vclipseg.labeling import largest_components
-from vclipseg.losses import IGNORE, cross_entropy, patch_dice_loss
+from vclipseg.losses import IGNORE, cross_entropy, most_likely, patch_dice_loss
 from vclipseg.methods.base import Ema, Loss, Method, MethodSettings, Task, Term
 from vclipseg.mixing import random_box
 from vclipseg.networks.vnet import VNet
@@ -98,7 +98,7 @@ class BCP(Method):
 
     def pseudo_labels(self, images: Tensor) -> Tensor:
         """The teacher's labels (N, X, Y, Z) of images (N, C, X, Y, Z)."""
-        labels = self.teacher(images).argmax(1)
+        labels = most_likely(self.teacher(images))
         return largest_components(labels) if self.settings.largest_component else labels
 
     def before_step(self, step: int) -> None:

@@ -28,6 +28,7 @@ from vclipseg.losses import (
     add,
     cross_entropy,
     dice_loss,
+    most_likely,
     sharpen,
     sigmoid_rampup,
 )
@@ -116,7 +117,7 @@ class CAML(Method):
         pairs = permutations(probs, 2)
         gap = add(F.mse_loss(p, sharpen(q, s.sharpening_temperature)) for p, q in pairs)
         loss["consistency"] = Term(s.consistency_weight * ramp, gap)
-        first, second = (p.argmax(1) for p in probs)
+        first, second = (most_likely(p) for p in probs)
         known, pseudo = batch.split(first.where(first == second, IGNORE))  # agreed on
         self.remember(batch, maps, known.where(known == batch.labels, IGNORE), step)
         confidence = batch.split(probs[0].detach().amax(1))[1]

@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vclipseg.data.batch import Batch
-from vclipseg.losses import DiceForm, add, cross_entropy, dice_loss, sigmoid_rampup
+from vclipseg.losses import DiceForm, add, cross_entropy, dice_loss, most_likely, sigmoid_rampup
 from vclipseg.methods.base import Loss, Method, MethodSettings, Task, Term
 from vclipseg.networks.vnet import MultiDecoderVNet, Upsampling, pad_to_stride, unpad
 
@@ -127,7 +127,7 @@ class CauSSL(Method):
         if not len(logits[0]):
             return logits[0].new_zeros(())
         if s.variant == "cps":
-            return add(cross_entropy(z, other.argmax(1)) for z, other in pairs)
+            return add(cross_entropy(z, most_likely(other)) for z, other in pairs)
         # softmax(z / T) = p^(1/T) / sum_c p_c^(1/T)
         return add(
             F.mse_loss(z.softmax(1), (other.detach() / s.temperature).softmax(1))

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from vclipseg.data.batch import Batch
 from vclipseg.labeling import fuse
-from vclipseg.losses import IGNORE, DiceForm, add, cross_entropy, dice_loss, sigmoid_rampup
+from vclipseg.losses import (
+    IGNORE,
+    DiceForm,
+    add,
+    cross_entropy,
+    dice_loss,
+    most_likely,
+    sigmoid_rampup,
+)
 from vclipseg.methods.base import Loss, Method, MethodSettings, Task, Term
 from vclipseg.networks.vnet import VNet
 
@@ -89,10 +97,10 @@ class CPS(Method):
     def pseudo_labels(self, probs: list[Tensor], dices: Tensor, num_labeled: int) -> list[Tensor]:
         """What the first and the second network learn from, (B, X, Y, Z) each."""
         s = self.settings
-        first, second = (p.argmax(1) for p in probs)
+        first, second = (most_likely(p) for p in probs)
         found = [second, first]
         if s.dlb:
-            found = [fuse(probs, dices, s.dlb_weighting).argmax(1)] * 2
+            found = [most_likely(fuse(probs, dices, s.dlb_weighting))] * 2
         if s.apply_to == "unlabeled":
             for labels in found:
                 labels[:num_labeled] = IGNORE

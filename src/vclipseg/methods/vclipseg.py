@@ -30,6 +30,7 @@ from vclipseg.losses import (
     add,
     cross_entropy,
     dice_loss,
+    most_likely,
     one_hot,
     sharpen,
     sigmoid_rampup,
@@ -233,7 +234,7 @@ class VCLIPSeg(Method):
         s = self.settings
         agreed = known
         for logits in out.logits:
-            agreed = agreed.where(logits.argmax(1) == agreed, IGNORE)
+            agreed = agreed.where(most_likely(logits) == agreed, IGNORE)
         agreed = F.pad(agreed, pads_to_stride(agreed.shape[1:]), value=IGNORE)
         members = prototype_members(agreed, len(self.text), s.prototype_grid, s.prototype_pooling)
         axis = 1 if s.norm_axis == "channel" else -1
