@@ -41,6 +41,17 @@ def test_the_better_output_counts_more():
     assert float(fuse(probs, torch.tensor([0.4, 0.4]), "dynamic").mean()) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("weighting", ["dynamic", "equal", "voxel_entropy"])
+def test_fuse_is_exact_where_networks_are_bf16(weighting):
+    """Weights differ by less than bf16 can tell."""
+    probs = list(torch.rand(2, 3, 2, 4, 4, 4).softmax(2))
+    dices = torch.tensor([0.30, 0.31])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fuse(probs, dices, weighting)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, fuse(probs, dices, weighting))
+
+
 def test_fuse_of_certain_outputs_is_finite():
     probs = [
         torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1),

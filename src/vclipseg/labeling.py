@@ -26,7 +26,7 @@ def fuse(probs: list[Tensor], dices: Tensor, weighting: str) -> Tensor:
         entropy = torch.special.entr(stacked).sum(2, keepdim=True)
         return ((-entropy).softmax(0) * stacked).sum(0)
     weights = (1 - dices.sigmoid()).softmax(0)
-    return torch.einsum("d,d...->...", weights, stacked)
+    return (weights.view(-1, *[1] * probs[0].ndim) * stacked).sum(0)  # einsum would be bf16
 
 
 def largest_components(labels: Tensor) -> Tensor:

@@ -311,9 +311,9 @@ def test_rampup_scales_with_the_length_of_the_run(steps, full_at):
 def test_pseudo_labels(kind):
     method = make(pseudo_labels=kind)
     guides = [torch.softmax(torch.randn(4, 3, 2, 2, 2), 1) for _ in range(2)]
-    known = torch.zeros(4, 2, 2, 2, dtype=torch.int64)
     mixture = fuse(guides, torch.tensor([0.3, 0.5]), "dynamic")
-    pseudo, kept = method.pseudo_labels(guides, torch.tensor([0.3, 0.5]), known)
+    everywhere = torch.ones(4, 2, 2, 2, dtype=torch.bool)
+    pseudo, kept = method.pseudo_labels(guides, torch.tensor([0.3, 0.5]), everywhere)
     if kind == "soft":
         assert torch.equal(pseudo, mixture)
     else:
@@ -323,18 +323,28 @@ def test_pseudo_labels(kind):
     assert kept.all()
 
 
-@pytest.mark.parametrize("apply_to", ["all", "unlabeled"])
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
-def test_voxels_that_pseudo_labels_supervise(apply_to, threshold):
-    method = make(dlb_apply_to=apply_to, threshold=threshold)
+def test_voxels_that_pseudo_labels_supervise(threshold):
+    method = make(threshold=threshold)
     guides = [torch.softmax(torch.randn(4, 3, 4, 4, 4), 1) for _ in range(2)]
-    known = torch.full((4, 4, 4, 4), IGNORE)
-    known[:2, :, :, :2] = 1
-    _, kept = method.pseudo_labels(guides, torch.zeros(2), known)
+    taught = torch.ones(4, 4, 4, 4, dtype=torch.bool)
+    taught[:2, :, :, :2] = False
+    _, kept = method.pseudo_labels(guides, torch.zeros(2), taught)
     expected = fuse(guides, torch.zeros(2), "dynamic").amax(1) >= threshold
-    if apply_to == "unlabeled":
-        expected &= known == IGNORE
-    assert torch.equal(kept.bool(), expected)
+    assert torch.equal(kept.bool(), taught & expected)
+
+
+@pytest.mark.parametrize("teacher_decay", [0.0, 0.9])
+@pytest.mark.parametrize("apply_to", ["all", "unlabeled"])
+def test_pseudo_labels_move_labeled_patches_only_where_they_apply(apply_to, teacher_decay):
+    method = make(dlb_apply_to=apply_to, teacher_decay=teacher_decay, threshold=0.0)
+    seen = []
+    follow = method.follow
+    method.follow = lambda *given: seen.append(given[3]) or follow(*given)
+    method.loss(BATCH, 50)
+    labeled, unlabeled = BATCH.split(seen[0])
+    assert unlabeled.all()
+    assert labeled.all() if apply_to == "all" else not labeled.any()
 
 
 def test_pseudo_share_is_of_the_unlabeled_voxels():
@@ -358,7 +368,7 @@ def test_pseudo_labels_have_no_gradient():
     logits = [torch.randn(4, 3, 2, 2, 2, requires_grad=True) for _ in range(2)]
     probs = [z.softmax(1) for z in logits]
     guides = method.guides(BATCH, probs)
-    pseudo, kept = method.pseudo_labels(guides, torch.zeros(2), torch.zeros(4, 2, 2, 2).long())
+    pseudo, kept = method.pseudo_labels(guides, torch.zeros(2), torch.ones(4, 2, 2, 2).bool())
     assert not any(x.requires_grad for x in (*guides, pseudo, kept))
 
 
@@ -445,6 +455,12 @@ def two_colors(labels=None):
     images = torch.ones_like(batch.images)
     images[2:] = -1
     return replace(batch, images=images)
+
+
+def test_copy_paste_needs_as_many_labeled_as_unlabeled_patches():
+    with pytest.raises(ValueError, match=r"patches is \[1, 3\]; make both equal"):
+        VCLIPSegSettings(copy_paste=0.5, patches=(1, 3))
+    assert VCLIPSegSettings(copy_paste=0.5, patches=(3, 0)).patches == (3, 0)
 
 
 def test_without_copy_paste_the_view_is_the_batch():

@@ -164,10 +164,11 @@ def test_the_surest_of_a_class_count_in_any_case():
     confidence = torch.tensor(
         [0.95] * 8 + [0.6] * 2 + [0.85, 0.8, 0.76, 0.75, 0.74, 0.66, 0.6, 0.6, 0.55, 0.5]
     )
-    kept = method.sure(confidence.view(1, 20, 1, 1), labels).flatten()
+    everywhere = torch.ones_like(labels, dtype=torch.bool)
+    kept = method.sure(confidence.view(1, 20, 1, 1), labels, everywhere).flatten()
     assert kept[:10].tolist() == [True] * 8 + [False] * 2
     assert kept[10:].tolist() == [True] * 5 + [False] * 5  # above 0.72
-    plain = make(threshold=0.9).sure(confidence.view(1, 20, 1, 1), labels)
+    plain = make(threshold=0.9).sure(confidence.view(1, 20, 1, 1), labels, everywhere)
     assert plain.flatten()[10:].tolist() == [False] * 10
 
 
@@ -175,9 +176,21 @@ def test_all_of_a_class_can_be_asked_for():
     method = make(threshold=0.9, least_share=1.0)
     confidence = torch.rand(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = (confidence > 0.5).long()
-    kept = method.sure(confidence, labels)
+    kept = method.sure(confidence, labels, torch.ones_like(labels, dtype=torch.bool))
     assert kept.all()
     assert kept.shape == labels.shape
+
+
+@pytest.mark.parametrize("copy_paste", [0.0, 0.5])
+def test_what_labels_teach_does_not_count_as_sure(copy_paste):
+    """The share is of the voxels that follow pseudo-labels; the teacher is sure of labeled ones anyway."""
+    method = make(threshold=0.9, least_share=0.5, copy_paste=copy_paste)
+    _, known, guided = method.view(batch_for(method))
+    taught = guided & (known == IGNORE)
+    organ = torch.where(taught, 0.8, 0.96)
+    guide = torch.stack([1 - organ, organ], 1)
+    _, kept = method.pseudo_labels([guide] * 2, torch.zeros(2), taught)
+    assert torch.equal(kept.bool(), taught)
 
 
 # Contrast

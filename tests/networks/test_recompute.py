@@ -40,6 +40,14 @@ def test_the_result_is_the_same(name, preset):
         assert torch.equal(buffers_again[key], buffer), key
 
 
+def test_what_a_stage_draws_is_the_same_again():
+    """CAML's attention drops out inside a stage."""
+    plain, saving = (gradients("caml", "faithful", s, dropout=0.5) for s in (False, True))
+    assert any("encoder.blocks.3.1" in key for key in plain[1])
+    for key, grad in plain[1].items():
+        torch.testing.assert_close(saving[1][key], grad, rtol=1e-5, atol=1e-6)
+
+
 def test_narrow_maps_take_the_path_of_their_own():
     """With 8 filters batch normalization is folded, which has statistics of its own to leave alone."""
     plain, saving = (gradients("vclipseg", "faithful", s, filters=8, dropout=0.5) for s in (0, 1))

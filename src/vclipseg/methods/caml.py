@@ -98,6 +98,7 @@ class CAML(Method):
             blocks[3] = nn.Sequential(
                 blocks[3], CrossSampleAttention(8 * s.filters, dropout=s.dropout)
             )
+            self.auxiliary.encoder.draws = s.dropout > 0
         self.projections = nn.ModuleList(Head(s.filters, s.embedding) for _ in range(2))
         self.predictions = nn.ModuleList(Head(s.embedding, s.embedding) for _ in range(2))
         self.memory = VoxelMemory(s.memory_slots, self.num_classes, s.memory_voxels, s.embedding)

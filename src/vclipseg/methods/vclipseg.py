@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import permutations
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vclipseg.data.batch import Batch
@@ -42,6 +42,7 @@ from vclipseg.mixing import random_box, swap
 from vclipseg.networks.vnet import STRIDE, pads_to_stride
 from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNets
 from vclipseg.ranks import across
+from vclipseg.views import contract
 
 
 class VCLIPSegSettings(MethodSettings):
@@ -100,6 +101,15 @@ class VCLIPSegSettings(MethodSettings):
     predict_with: Literal["first", "mean"] = "first"
     """The first decoder, as published, or the mean of both."""
 
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if self.copy_paste and self.patches[1] and self.patches[0] != self.patches[1]:
+            raise ValueError(
+                f"copy_paste exchanges boxes between as many labeled as unlabeled patches, and patches is "
+                f"{list(self.patches)}; make both equal, or set copy_paste = 0"
+            )
+        return self
+
 
 class VCLIPSeg(Method):
     """VCLIPSeg and, without prompts and alignment, MC-Net with dynamic labeling."""
@@ -142,11 +152,11 @@ class VCLIPSeg(Method):
         weight = s.unlabeled_weight * sigmoid_rampup(step, s.rampup_steps * self.scale)
         if s.dlb:
             guides = self.guides(batch, probs)
-            pseudo, kept = self.pseudo_labels(guides, dices.detach(), known)
-            kept = kept * guided
+            taught = guided & (known == IGNORE) if s.dlb_apply_to == "unlabeled" else guided
+            pseudo, kept = self.pseudo_labels(guides, dices.detach(), taught)
             loss["dlb"] = Term(weight, self.follow(out.logits, probs, pseudo, kept))
-            unlabeled = (known == IGNORE).sum().clamp(min=1)
-            loss.facts["pseudo_share"] = (kept * (known == IGNORE)).sum() / unlabeled
+            unlabeled = guided & (known == IGNORE)
+            loss.facts["pseudo_share"] = (kept * unlabeled).sum() / unlabeled.sum().clamp(min=1)
         else:
             pairs = permutations(probs, 2)
             agreement = add(F.mse_loss(p, sharpen(q, s.temperature)) for p, q in pairs)
@@ -189,31 +199,35 @@ class VCLIPSeg(Method):
         """The probabilities that pseudo-labels are made of, one a decoder, rows as in `view`."""
         if self.teacher is None or batch.num_labeled == len(batch.images):
             return [p.detach() for p in probs]
-        if not self.settings.copy_paste:
+        s = self.settings
+        if not s.copy_paste and s.dlb_apply_to == "all":
             return [z.softmax(1) for z in self.teacher(batch.plain).logits]
-        # row i and row L + i of the view show the same unlabeled patch, outside and inside the box
         _, unlabeled_images = batch.split(batch.plain)
-        unlabeled = self.teacher(unlabeled_images).logits
-        return [z.softmax(1).repeat(2, 1, 1, 1, 1) for z in unlabeled]
+        unlabeled = [z.softmax(1) for z in self.teacher(unlabeled_images).logits]
+        if not s.copy_paste:  # of labeled patches nothing counts
+            return [torch.cat([torch.zeros_like(batch.split(p)[0]), p]) for p in unlabeled]
+        # row i and row L + i of the view show the same unlabeled patch, outside and inside the box
+        return [p.repeat(2, 1, 1, 1, 1) for p in unlabeled]
 
     @torch.no_grad()
     def pseudo_labels(
-        self, guides: list[Tensor], dices: Tensor, known: Tensor
+        self, guides: list[Tensor], dices: Tensor, taught: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Targets (B, K, X, Y, Z) for every decoder, and the voxels that count (B, X, Y, Z)."""
+        """Targets (B, K, X, Y, Z) for every decoder, and which of the voxels `taught` by them count.
+
+        Both masks are (B, X, Y, Z).
+        """
         s = self.settings
         mixture = fuse(guides, dices, s.dlb_weighting)
         confidence, labels = mixture.max(1)
         if s.largest_component:
             labels = largest_components(labels)
-        kept = self.sure(confidence, labels).float()
-        if s.dlb_apply_to == "unlabeled":
-            kept = kept * (known == IGNORE)
+        kept = taught * self.sure(confidence, labels, taught).float()
         soft = s.pseudo_labels == "soft"
         return (mixture if soft else one_hot(labels, mixture.shape[1])), kept
 
-    def sure(self, confidence: Tensor, labels: Tensor) -> Tensor:
-        """Which pseudo-labels count, (B, X, Y, Z), by their probability."""
+    def sure(self, confidence: Tensor, labels: Tensor, taught: Tensor) -> Tensor:
+        """Which pseudo-labels are probable enough, (B, X, Y, Z)."""
         return confidence >= self.settings.threshold
 
     def follow(
@@ -242,7 +256,7 @@ class VCLIPSeg(Method):
         vectors = torch.stack(heads).mean(0)  # (B, E, x, y, z)
         vectors = F.interpolate(vectors, scale_factor=STRIDE // s.prototype_grid)
         counts = across(members.sum((0, 2, 3, 4)))
-        sums = across(torch.einsum("bkxyz,bexyz->ke", members, vectors))
+        sums = across(contract("bkxyz,bexyz->ke", members, vectors))
         present = (counts > 0).float()
         gaps = self.gaps(sums) * present  # of sums as of means
         return gaps.sum() / present.sum().clamp(min=1), counts

@@ -1,7 +1,7 @@
 """VCLIPSeg-X: VCLIPSeg on deformed patches, labeled by a teacher that sees them as they lie.
 
     x' = x o d,  y' = y o d,  P = (sum_i w_i teacher_i(x)) o d      d: a smooth random deformation
-    L = w_s * sum_i [L_dice(p_i, y') + CE(p_i, y')]                 supervised, every network
+    L = sum_i [w_s L_dice(p_i, y') + w_ce CE(p_i, y')]              supervised, every network
       + w_d * sum_ij [L_dice(p_ij, y') + CE(p_ij, y')]              deep supervision
       + w_u(t) * sum_i [CE(p_i, P) + L_dice(p_i, P)]                dynamic labeling (DLB)
       + w_r * mean_k [-log softmax_k(cos(v_k, t - mean t) / tau)]   vision-text consistency (VTCM)
@@ -115,16 +115,16 @@ class VCLIPSegX(VCLIPSeg):
             places = places[batch.num_labeled :].repeat(2, 1, 1, 1, 1)
         return [warp(p, places) for p in super().guides(batch.natural, probs)]
 
-    def sure(self, confidence: Tensor, labels: Tensor) -> Tensor:
+    def sure(self, confidence: Tensor, labels: Tensor, taught: Tensor) -> Tensor:
         """Those above the threshold, which is lowered for a class in tenths until enough of it count."""
         s = self.settings
         if not s.least_share:
-            return super().sure(confidence, labels)
-        total = class_counts(labels, torch.ones_like(confidence), len(self.text))
+            return super().sure(confidence, labels, taught)
+        total = class_counts(labels, taught.float(), len(self.text))
         thresholds = torch.zeros_like(total)
         for tenths in range(11):  # from none up to all of it
             tried = s.threshold * tenths / 10
-            enough = class_counts(labels, (confidence >= tried).float(), len(self.text))
+            enough = class_counts(labels, (taught & (confidence >= tried)).float(), len(self.text))
             thresholds = torch.where(enough >= s.least_share * total, tried, thresholds)
         return confidence >= thresholds[labels]
 

@@ -95,10 +95,12 @@ def upsample(channels: int, how: Upsampling) -> nn.Sequential:
 class Staged(nn.Module):
     """A network in stages, of which each may be computed again in backward instead of being stored.
 
-    A stage draws no random numbers, and follows its statistics the first time only.
+    It follows its statistics the first time only.
     """
 
     recompute = False
+    draws = False
+    """Whether a stage draws random numbers, which then have to be the same again."""
 
     def stage(self, compute: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """`compute(*inputs)`."""
@@ -108,7 +110,7 @@ class Staged(nn.Module):
             compute,
             *inputs,
             use_reentrant=False,
-            preserve_rng_state=False,
+            preserve_rng_state=self.draws,
             context_fn=lambda: (nullcontext(), statistics_left_alone()),
         )
 
