@@ -10,13 +10,17 @@ from vclipseg.records import read_runs
 
 
 class Pace:
-    """Seconds of a cell by its method and preset, learned from a record and from cells that end."""
+    """Seconds of a cell by its method and preset, learned from a record and from cells that end.
 
-    def __init__(self, record: Path, workers: int) -> None:
+    Of a record that grids on several data sets share, the rows of this one's count.
+    """
+
+    def __init__(self, record: Path, dataset: str, workers: int) -> None:
         self.workers = workers
         self.known: dict[tuple[str, str], list[float]] = {}
         for row in read_runs(record):
-            self.known.setdefault((row.method, row.preset), []).append(row.seconds)
+            if row.dataset == dataset:
+                self.known.setdefault((row.method, row.preset), []).append(row.seconds)
 
     def add(self, entry: Entry, seconds: float) -> None:
         """Learn from a cell that ended."""

@@ -70,7 +70,7 @@ class Benchmark:
                 self._store(job)
         waiting = {str(job.folder): job for job in jobs if job.waits}
         orders = [job.order for job in waiting.values() if job.order]
-        pace = Pace(self.record, workers)
+        pace = Pace(self.record, self.planner.grid.common().name, workers)
         with stop_signals() as stopped:
             for ended in launcher(orders, stopped):
                 job = waiting[ended.order.folder]
