@@ -125,10 +125,10 @@ def show_method(method: Path) -> str:
                 key = (run.dataset, run.labeled, run.preset, run.text, run.steps)
                 if run.method == method.name and key not in seen:
                     seen.add(key)
-                    lines.append(result_line(row))
+                    lines.append(result_line(row, grid))
     if not lines:
         return NOT_MEASURED
-    headings = ["Data", "Preset", "Runs", "Dice", "Minus supervised", "p", "Training, s"]
+    headings = ["Data", "Preset", "Runs", "Dice", "Minus supervised", "p", "Training, s", "Record"]
     return "\n".join(
         [
             "| " + " | ".join(headings) + " |",
@@ -143,7 +143,7 @@ def show_method(method: Path) -> str:
     )
 
 
-def result_line(row: Row) -> str:
+def result_line(row: Row, grid: str) -> str:
     run, against = row.group.first, row.to_baseline
     difference = p = ""
     if against and against.difference is not None:
@@ -154,7 +154,7 @@ def result_line(row: Row) -> str:
         p = "" if least is None else f"{least:.2g}"
     preset = run.preset + (f", text vectors {run.text}" if run.text else "")
     cells = [f"{run.dataset}, {run.labeled} labeled", preset, str(len(row.group.records))]
-    cells += [spell(row.interval("dice"), ".3f"), difference, p, f"{row.seconds:.0f}"]
+    cells += [spell(row.interval("dice"), ".3f"), difference, p, f"{row.seconds:.0f}", grid]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -15,7 +15,7 @@ import pytest
 from made_records import add_run
 from toy import TINY
 from vclipseg.benchmark import view
-from vclipseg.benchmark.cells import run_cell
+from vclipseg.benchmark.cells import locked, run_cell
 from vclipseg.benchmark.grids import load_grid
 from vclipseg.benchmark.launch import Ended, own_environment
 from vclipseg.benchmark.pace import Pace, spell_seconds
@@ -205,6 +205,62 @@ def test_a_method_is_run_again_after_a_fix(tiny_data, tmp_path):
     old = [path.name for path in (tmp_path / "runs").glob("*.redone-1")]
     assert old == [f"{first[1].folder.name}.redone-1"]
     assert jobs[1].dice == first[1].dice  # nothing was fixed: the same again, bit for bit
+
+
+@pytest.mark.slow
+def test_redoing_some_cells_keeps_the_others(finished, tiny_data, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    bench = make(tmp_path, tiny_data, GRID.replace("[0, 1]", "[1]"))
+    jobs, _ = run_benchmark(
+        bench, here(0), 1, redo=["supervised"], reuse=[finished / "record"]
+    )  # what is redone is not taken from elsewhere
+    assert states(jobs) == ["stopped", "recorded"]
+    assert {row.seed for row in read_runs(bench.record) if row.method == "supervised"} == {0}
+
+
+def test_runs_of_other_settings_are_not_averaged_with_those_of_the_grid(tiny_data, tmp_path):
+    bench = make(tmp_path, tiny_data, GRID.replace("[0, 1]", "[0]"))
+    (job, _) = bench.jobs()
+    run_benchmark(bench, here(1), 1)
+    changed = Planner(
+        load_grid(bench.planner.grid.path, (*TINY, "train.lr=0.5")), tiny_data, tmp_path / "runs"
+    )
+    other = Benchmark(changed, bench.record, QUIET)
+    with pytest.raises(UsageError, match=f"other settings or other data .run {job.settings_hash}"):
+        run_benchmark(other, here(0), 1)
+    assert len(read_runs(bench.record)) == 2  # and nothing is lost
+    jobs, _ = run_benchmark(other, here(0), 1, redo=["supervised"])
+    assert states(jobs) == ["stopped"] * 2
+
+
+def test_the_same_run_twice_is_refused(tiny_data, tmp_path):
+    twice = (
+        '{ name = "vclipseg", label = "dynamic", set = { method = { dlb_weighting = "dynamic" } } }'
+    )
+    bench = make(
+        tmp_path,
+        tiny_data,
+        GRID.replace('{ name = "vclipseg" }]', '{ name = "vclipseg" }, ' + twice + "]"),
+    )
+    with pytest.raises(UsageError, match="have the same settings; take one away"):
+        bench.jobs()
+
+
+def test_what_is_missing_is_of_the_grid_as_it_is_written(tiny_data, tmp_path):
+    """A call for one seed does not make the grid complete."""
+    bench = make(tmp_path, tiny_data)
+    path = bench.planner.grid.path
+    some = Planner(load_grid(path, (*TINY, "grid.seeds=[1]")), tiny_data, tmp_path / "runs")
+    run_benchmark(Benchmark(some, bench.record, QUIET), here(1), 1)
+    (facts,) = read_facts(bench.record).values()
+    assert (facts.cells, facts.missing) == (4, 3)
+
+
+def test_one_process_at_a_time_records(tiny_data, tmp_path):
+    bench = make(tmp_path, tiny_data)
+    elsewhere = Planner(bench.planner.grid, tiny_data, tmp_path / "other-runs")
+    with locked(bench.record), pytest.raises(UsageError, match="another process is at work"):
+        run_benchmark(Benchmark(elsewhere, bench.record, QUIET), here(0), 1)
 
 
 def test_a_method_of_two_stages_starts_from_its_first(tiny_data, tmp_path):

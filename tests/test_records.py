@@ -95,14 +95,15 @@ def test_a_grid_knows_what_it_has(tmp_path):
     assert records.recorded(tmp_path) == {"0123456789ab", "second"}
 
 
-def test_forgetting_a_method(tmp_path):
+def test_forgetting_a_run(tmp_path):
     records.record(tmp_path, [make_record(), make_record(lcc=True)], make_scores())
     kept = make_record(settings_hash="kept", method="supervised")
     records.record(tmp_path, [kept], make_scores())
-    assert records.forget(tmp_path, "vclipseg", "elsewhere") == 0  # another grid of this record
-    assert records.forget(tmp_path, "vclipseg", "la") == 1
+    for other in ({"dataset": "elsewhere"}, {"seed": 3}, {"text": "clip"}, {"steps": 15000}):
+        assert records.forget(tmp_path, {make_record(**other).place}) == 0
+    assert records.forget(tmp_path, {make_record().place}) == 1
     assert records.recorded(tmp_path) == {"kept"}
-    assert records.forget(tmp_path, "vclipseg", "la") == 0
+    assert records.forget(tmp_path, {make_record().place}) == 0
 
 
 def test_an_interrupted_recording_is_not_recorded(tmp_path, monkeypatch):

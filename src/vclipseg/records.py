@@ -11,7 +11,7 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from vclipseg.scores import (
     score_from_row,
     write_rows,
 )
+
+Place = tuple[str | int | None, ...]
+Replicate = tuple[int, int | None, int | None]
+"""Seed, draw and fold: which of the runs of one method and setting."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,15 @@ class RunRecord:
         return self.settings_hash, self.protocol, self.weights, str(self.lcc)
 
     @property
-    def replicate(self) -> tuple[int, int | None, int | None]:
-        """Which of the runs of one method and setting: seed, draw, fold."""
+    def replicate(self) -> Replicate:
+        """Which of the runs of one method and setting."""
         return self.seed, self.draw, self.fold
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in the tables: of one place there is one run."""
+        what = self.dataset, self.method, self.preset, self.text, self.labeled
+        return *what, *self.replicate, self.filters, self.steps, self.weights
 
 
 RUN_COLUMNS = tuple(field.name for field in fields(RunRecord))
@@ -194,14 +204,14 @@ def take_over(
     record(grid, [replace(row, preset=preset) for row in rows], scores)
 
 
-def forget(grid: Path, method: str, dataset: str) -> int:
-    """Remove a method's runs on a data set from a record, to run them again; returns how many runs.
+def forget(grid: Path, places: Container[Place]) -> int:
+    """Remove the runs of some places from a record, to run them again; returns how many runs.
 
     Only runs.csv changes: rows of cases.csv without a run count for nothing and are replaced when
     the run is recorded again.
     """
     rows = read_runs(grid)
-    kept = [row for row in rows if (row.method, row.dataset) != (method, dataset)]
+    kept = [row for row in rows if row.place not in places]
     if len(kept) < len(rows):
         write_rows(grid / "runs.csv", RUN_COLUMNS, [vars(row) for row in kept])
     return len({row.settings_hash for row in rows}) - len({row.settings_hash for row in kept})

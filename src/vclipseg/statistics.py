@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -219,6 +220,21 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         running = max(running, min(1.0, (len(known) - rank) * p))
         adjusted[index] = running
     return adjusted
+
+
+def holm_of_all_pairs(scores: ArrayLike) -> dict[tuple[int, int], float | None]:
+    """Wilcoxon's p of every two methods, adjusted as one family: for pairs that are chosen by their scores.
+
+    Args:
+        scores: (k, N), methods by cases, NaN where there is none.
+
+    Returns:
+        (i, j) with i < j -> p, None for two without a case in common.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    pairs = list(combinations(range(len(table)), 2))
+    p_values = [wilcoxon_p(np.round(_present(table[i] - table[j]), 12)) for i, j in pairs]
+    return dict(zip(pairs, holm(p_values), strict=True))
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:

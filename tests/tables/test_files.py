@@ -86,10 +86,9 @@ def test_failed_cells_are_told(grid):
 
 
 def test_a_grid_that_is_not_complete_says_so(grid):
-    runs = sum(int(row["Runs"]) for row in tables_of(written(grid)[0])[0])
-    write_facts(grid, GridFacts("la", cells=runs + 5))
-    assert f"**Not complete yet: {runs} of the grid's {runs + 5} runs.**\n" in written(grid)[0]
-    write_facts(grid, GridFacts("la", cells=runs))
+    write_facts(grid, GridFacts("la", cells=9, missing=5))
+    assert "**Not complete yet: 4 of the grid's 9 runs.**\n" in written(grid)[0]
+    write_facts(grid, GridFacts("la", cells=4))
     assert "Not complete" not in written(grid)[0]
 
 
@@ -107,7 +106,9 @@ def test_grids_on_several_data_sets_may_share_a_record(grid):
     add_run(grid, "supervised", BASE, text="", dataset="pancreas")
     write_facts(grid, GridFacts("la", title="Atria", common="Of atria.", cells=100))
     write_facts(grid, GridFacts("pancreas", title="Pancreas", common="Of pancreas."))
-    write_facts(grid, GridFacts("la", title="Atria", common="Of left atria.", cells=100))
+    write_facts(
+        grid, GridFacts("la", title="Atria", common="Of left atria.", cells=100, missing=96)
+    )
     text, _, _ = written(grid)
     assert text.startswith("# Atria; Pancreas\n")
     assert "\nla: Of left atria.\n\nla: **Not complete yet: 4 of the grid's 100 runs.**\n" in text
@@ -157,6 +158,15 @@ def test_labels_saved_are_told(tmp_path):
     assert of_4["Labels saved (95% interval)"] == "4.0 (4.0 to 4.0)"
     assert of_16["supervised needs"] == "more than 16"
     assert of_16["Labels saved (95% interval)"].startswith("more than 0 (")
+
+
+def test_a_method_below_the_baselines_smallest_budget_saves_fewer_than_none(tmp_path):
+    for labeled, dice in ((4, 0.0), (16, 0.2)):
+        add_run(tmp_path, "supervised", BASE + dice, text="", labeled=labeled)
+    add_run(tmp_path, "vclipseg", BASE - 0.3, labeled=4)
+    (row,) = tables_of(written(tmp_path)[0].split("## Labels saved")[1])[0]
+    assert row["supervised needs"] == "fewer than 4"
+    assert row["Labels saved (95% interval)"] == "fewer than 0 (fewer than 0 to fewer than 0)"
 
 
 def test_figures_are_shown(grid):

@@ -36,8 +36,44 @@ def test_all_are_compared_with_the_best(grid):
     assert best.is_best
     assert best.to_best is None
     p = [row.to_best.p_adjusted for row in rows.values()]
-    assert p == pytest.approx([2 * 2 / 2**8] * 2)  # two tests: Holm doubles both
+    assert p == pytest.approx([3 * 2 / 2**8] * 2)  # three pairs of methods: Holm trebles all
     assert all(row.to_best.difference < 0 and not row.is_best for row in rows.values())
+
+
+def test_the_best_and_ranks_are_of_the_runs_that_all_have(grid):
+    """A method is not best for having had the easier seeds."""
+    for seed in (0, 1):
+        add_run(grid, "mcnet", BASE + 0.03, seed=seed, text="")
+    add_run(grid, "mcnet", BASE + 0.4, seed=7, text="")
+    section = read_sections(grid)[0]
+    rows = {row.group.name: row for row in section.rows}
+    lucky = rows["mcnet (faithful)"]
+    assert lucky.interval("dice").mean == max(row.interval("dice").mean for row in rows.values())
+    assert not lucky.is_best
+    assert rows["vclipseg (faithful, random)"].is_best
+    assert lucky.to_best.difference < 0
+    assert section.rankings()["all"].names[0] == "vclipseg (faithful, random)"
+
+
+def test_without_a_shared_run_nobody_is_best(grid):
+    add_run(grid, "mcnet", BASE + 0.4, seed=7, text="")
+    section = read_sections(grid)[0]
+    assert not any(row.is_best or row.to_best for row in section.rows)
+    assert section.rankings() == {}
+
+
+def test_runs_of_other_lengths_are_told_apart(grid):
+    """In every section of the data set, so that curves over budgets follow one of them."""
+    for labeled in (4, 8):
+        add_run(grid, "cps", BASE, text="", labeled=labeled)
+    add_run(grid, "cps", BASE + 0.1, text="", steps=15000)
+    add_run(grid, "cps", BASE + 0.1, text="", weights="ema")
+    of_4, of_8 = ([row.group.name for row in s.rows] for s in read_sections(grid))
+    last = "cps (faithful, 6000 steps, last weights)"
+    assert last in of_4
+    assert of_8 == [last]
+    assert len(set(of_4)) == len(of_4)
+    assert "supervised (faithful)" in of_4
 
 
 def test_only_runs_that_both_have_are_compared(grid):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -142,6 +142,8 @@ class Grid:
     path: Path
     settings: GridSettings
     recipe: dict[str, Any]
+    written: GridSettings
+    """As the file has it, without what a call overrides of `[grid]`."""
 
     @property
     def name(self) -> str:
@@ -158,6 +160,10 @@ class Grid:
                 for entry in s.methods:
                     if budget in self.budgets(entry):
                         yield Cell(entry, budget, draw, fold, seed)
+
+    def whole(self) -> Grid:
+        """With all cells that the file has."""
+        return replace(self, settings=self.written)
 
     def budgets(self, entry: Entry) -> tuple[int | None, ...]:
         """The label budgets of a method; None is the recipe's own choice."""
@@ -215,17 +221,22 @@ def load_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
         UsageError: it is none, or a key or value of `[grid]` is wrong.
     """
     values = read_recipe(path)
+    written = copy.deepcopy(values.get("grid"))
     for override in overrides:
         merge(values, parse_override(override))
-    if not isinstance(values.get("grid"), dict):
+    if not isinstance(written, dict) or not isinstance(values["grid"], dict):
         raise UsageError(f"{path}: no grid: it needs a [grid] table with [[grid.methods]]")
-    try:
-        settings = GridSettings.model_validate(values.pop("grid"))
-    except ValidationError as error:
-        raise UsageError(explain(error, GridSettings, str(path), "grid.")) from error
     for key in ("name", "preset"):
         values.get("method", {}).pop(key, None)
-    return Grid(path, settings, values)
+    settings = _grid_settings(path, values.pop("grid"))
+    return Grid(path, settings, values, _grid_settings(path, written))
+
+
+def _grid_settings(path: Path, values: dict[str, Any]) -> GridSettings:
+    try:
+        return GridSettings.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, GridSettings, str(path), "grid.")) from error
 
 
 def differences(grid: Grid, entry: Entry) -> list[str]:

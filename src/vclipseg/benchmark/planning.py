@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 from vclipseg.benchmark.cells import Order
 from vclipseg.benchmark.grids import Cell, Grid
 from vclipseg.config import Experiment
+from vclipseg.data.datasets import Dataset, Split
 from vclipseg.data.plan import Plan, make_plan
-from vclipseg.errors import VclipsegError
+from vclipseg.errors import UsageError, VclipsegError
 from vclipseg.experiment import open_split
 from vclipseg.networks.text import TextVectors, text_vectors
+from vclipseg.records import Place
 from vclipseg.runs import identity
 
 T = TypeVar("T")
@@ -26,14 +28,15 @@ PAPER = "-paper"
 class Job:
     """A cell, and what is to become of it.
 
-    `state` is "recorded", "finished" (trained, but not in the record), "begun" or "to do"; then "done",
-    "failed" or "stopped"; or "skipped".
+    `place` is where its run stands in the tables, as `RunRecord.place`. `state` is "recorded", "finished"
+    (trained, but not in the record), "begun" or "to do"; then "done", "failed" or "stopped"; or "skipped".
     """
 
     cell: Cell
     state: str = "to do"
     why: str = ""
     settings_hash: str = ""
+    place: Place | None = None
     order: Order | None = None
     dice: float | None = None
     seconds: float | None = None
@@ -100,14 +103,21 @@ class Planner:
         """Every cell and its state.
 
         Raises:
-            UsageError: a method, preset or setting of the grid is wrong.
+            UsageError: a method, preset or setting of the grid is wrong, or two cells are the same run.
         """
         cells = list(self.grid.cells())
         for cell in cells:  # mistakes show before hours of training
             self.grid.experiment(cell)
             if cell.entry.pretrain:
                 self.grid.experiment(cell, first_stage=True)
-        return [self._job(cell, recorded) for cell in cells]
+        jobs = [self._job(cell, recorded) for cell in cells]
+        by_hash: dict[str, Job] = {}
+        for job in jobs:
+            if (same := by_hash.setdefault(job.settings_hash, job)) is not job and job.order:
+                raise UsageError(
+                    f"{self.grid.path}: {same.cell} and {job.cell} have the same settings; take one away"
+                )
+        return jobs
 
     def _job(self, cell: Cell, recorded: Container[str]) -> Job:
         try:
@@ -145,24 +155,34 @@ class Planner:
             first_values=first_values,
             first_folder=first_folder,
         )
-        return Job(cell, settings_hash=found, order=order)
+        return Job(cell, settings_hash=found, place=self._place(cell, experiment), order=order)
+
+    def _place(self, cell: Cell, experiment: Experiment) -> Place:
+        e, text = experiment, self._text(experiment)
+        labeled = len(self._split(experiment)[1].labeled)
+        what = e.name, e.method_name, cell.entry.shown, text.label if text else "", labeled
+        replicate = cell.seed, cell.draw, cell.fold
+        return *what, *replicate, e.method.filters, e.train.steps, e.train.weights
 
     def _identity(self, experiment: Experiment, init_from: str | None = None) -> str:
-        dataset, split = self._once(
-            ("split", experiment.data.model_dump_json()), lambda: open_split(experiment, self.data)
-        )
+        dataset, split = self._split(experiment)
         train = (*split.labeled, *split.unlabeled)
         plan: Plan = self._once(
             ("plan", frozenset(train), experiment.prepare.model_dump_json()),
             lambda: make_plan(dataset, train, experiment.prepare),
         )
-        text: TextVectors | None = None
-        if experiment.needs_text:
-            text = self._once(
-                ("text", experiment.text.model_dump_json()),
-                lambda: text_vectors(experiment.text, dataset.class_names),
-            )
-        return identity(experiment, split, plan, text, init_from)
+        return identity(experiment, split, plan, self._text(experiment), init_from)
+
+    def _split(self, experiment: Experiment) -> tuple[Dataset, Split]:
+        key = "split", experiment.data.model_dump_json()
+        return self._once(key, lambda: open_split(experiment, self.data))
+
+    def _text(self, experiment: Experiment) -> TextVectors | None:
+        if not experiment.needs_text:
+            return None
+        names = self._split(experiment)[0].class_names
+        key = "text", experiment.text.model_dump_json()
+        return self._once(key, lambda: text_vectors(experiment.text, names))
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` gives or raises, asked once for each key."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vclipseg.benchmark.grids import Grid, differences
-from vclipseg.records import record, run_record
+from vclipseg.records import read_runs, record, run_record
 from vclipseg.runs import Run
 from vclipseg.scores import Protocol, read_scores
 from vclipseg.tables.facts import GridFacts, MethodFacts
@@ -44,10 +44,11 @@ def run_facts(run: Run, shown: str, first: Run | None = None) -> dict[str, Any]:
 
 
 def grid_facts(
-    grid: Grid, failed: Iterable[tuple[str, str]], remarks: Iterable[str] = ()
+    grid: Grid, folder: Path, failed: Iterable[tuple[str, str]], remarks: Iterable[str] = ()
 ) -> GridFacts:
     """What the tables of a grid say besides numbers."""
     s, common = grid.settings, grid.common()
+    cells, missing = missing_runs(grid, folder)
     patch = " x ".join(map(str, common.train.patch))
     return GridFacts(
         dataset=common.name,
@@ -66,5 +67,26 @@ def grid_facts(
         ),
         failed=tuple(failed),
         remarks=tuple(remarks),
-        cells=sum(not cell.entry.optional for cell in grid.cells()),
+        cells=cells,
+        missing=missing,
     )
+
+
+def missing_runs(grid: Grid, folder: Path) -> tuple[int, int]:
+    """How many runs a grid has in all, whatever a call asked for, and how many a record lacks of them."""
+    whole = grid.whole()
+    dataset = whole.common().name
+    there = {
+        (row.method, row.preset, labeled, *row.replicate, row.steps)
+        for row in read_runs(folder)
+        for labeled in (row.labeled, None)  # None: a recipe that leaves it to the data
+        if row.dataset == dataset and row.protocol == "strict"
+    }
+    wanted = []
+    for cell in whole.cells():
+        if not cell.entry.optional:
+            e = whole.experiment(cell)
+            labeled = len(e.data.labeled) if isinstance(e.data.labeled, tuple) else e.data.labeled
+            name = cell.entry.name, cell.entry.shown, labeled
+            wanted.append((*name, cell.seed, cell.draw, cell.fold, e.train.steps))
+    return len(wanted), sum(run not in there for run in wanted)

@@ -22,7 +22,7 @@ from vclipseg.console import Console
 from vclipseg.errors import Stopped, UsageError
 from vclipseg.experiment import stop_signals
 from vclipseg.paper_protocol import FOLDER
-from vclipseg.records import forget, recorded, take_over
+from vclipseg.records import forget, read_runs, recorded, take_over
 from vclipseg.report.gallery import gallery, median_case
 from vclipseg.runs import Run
 from vclipseg.scores import Protocol, case_means, read_scores
@@ -30,6 +30,8 @@ from vclipseg.tables.facts import GridFacts, read_facts, write_facts
 from vclipseg.tables.files import write_tables
 from vclipseg.tables.groups import BASELINE
 from vclipseg.tables.plots import save, write_figures
+
+SAME = "the same command"
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Benchmark:
         """
         return self.planner.jobs(self._recorded(self.record))
 
-    def run(self, jobs: Sequence[Job], launcher: Launcher, workers: int) -> None:
+    def run(self, jobs: Sequence[Job], launcher: Launcher, workers: int, again: str = SAME) -> None:
         """Run what is to do, recording each cell as it ends; `state` and `why` of the jobs follow.
 
         Raises:
@@ -82,7 +84,7 @@ class Benchmark:
                 job.state = "stopped"
         if number:
             code = 130 if number == signal.SIGINT else 75
-            raise Stopped("stopped; the same command goes on", code)
+            raise Stopped(f"stopped; {again} goes on", code)
 
     def reuse(self, jobs: Sequence[Job], others: Iterable[Path]) -> None:
         """Take runs from the records of other grids where they are the very ones asked for."""
@@ -95,8 +97,24 @@ class Benchmark:
                         take_over(other, self.record, job.settings_hash, protocol, shown)
                     job.state, job.why = "recorded", f"from {other}"
 
+    def refuse_mixture(self, jobs: Iterable[Job]) -> None:
+        """Runs of other settings are not averaged with those of this grid.
+
+        Raises:
+            UsageError: in the place of a cell the record has a run of other settings or data.
+        """
+        there = {row.place: row.settings_hash for row in read_runs(self.record)}
+        for job in jobs:
+            old = there.get(job.place, job.settings_hash) if job.place else job.settings_hash
+            if old != job.settings_hash:
+                raise UsageError(
+                    f"{self.record}: {job.cell} is recorded with other settings or other data (run {old}, "
+                    f"here {job.settings_hash}), and tables would average both. Take another folder with "
+                    f"--out, or run the method anew with --redo {job.cell.entry.name}."
+                )
+
     def redo(self, methods: Sequence[str]) -> None:
-        """Forget what is recorded of some methods, and put their run folders aside.
+        """Forget what is recorded of the grid's cells of some methods, and put their run folders aside.
 
         Raises:
             UsageError: the grid has no such method.
@@ -105,21 +123,21 @@ class Benchmark:
         known = {entry.name for entry in grid.settings.methods}
         if unknown := [method for method in methods if method not in known]:
             raise UsageError(f"--redo {unknown[0]}: {grid.path} has {', '.join(sorted(known))}")
-        for method in methods:
-            count = forget(self.record, method, grid.common().name)
-            self.console.note(f"redo {method}: {count} recorded run(s) forgotten")
-        for job in self.jobs():
-            if job.cell.entry.name in methods and job.order:
-                folder = job.folder.with_name(job.folder.name.removesuffix(PAPER))
-                for old in (folder, folder.with_name(folder.name + PAPER), job.first_folder):
-                    put_aside(old)
+        jobs = [job for job in self.jobs() if job.cell.entry.name in methods and job.order]
+        count = forget(self.record, {job.place for job in jobs if job.place})
+        self.console.note(f"redo {', '.join(methods)}: {count} recorded run(s) forgotten")
+        for job in jobs:
+            folder = job.folder.with_name(job.folder.name.removesuffix(PAPER))
+            for old in (folder, folder.with_name(folder.name + PAPER), job.first_folder):
+                put_aside(old)
 
     def write(self, jobs: Sequence[Job]) -> list[Path]:
         """Write grid.json, the tables and the figures; returns the files for people."""
         failed = [(str(job.cell), job.why) for job in jobs if job.state == "failed"]
         self.record.mkdir(parents=True, exist_ok=True)
-        facts = grid_facts(self.planner.grid, failed, self.planner.remarks)
-        write_facts(self.record, facts)
+        write_facts(
+            self.record, grid_facts(self.planner.grid, self.record, failed, self.planner.remarks)
+        )
         return write_all(self.record)
 
     def figure(self, case: str, jobs: Sequence[Job]) -> list[Path]:
@@ -192,18 +210,20 @@ def run_benchmark(
         The cells with what became of them, and the files.
 
     Raises:
-        UsageError: something of the grid is wrong, or another process is at it.
+        UsageError: something of the grid is wrong, the record has runs of other settings in its places, or
+            another process is at it.
         Stopped: Ctrl-C or SIGTERM; tables are written of what is there.
     """
-    with locked(bench.planner.runs / f".{bench.record.resolve().name}"):
+    with locked(bench.record):
         if redo:
             bench.redo(redo)
         jobs = bench.jobs()
-        bench.reuse(jobs, reuse)
+        bench.refuse_mixture(jobs)
+        bench.reuse([job for job in jobs if job.cell.entry.name not in redo], reuse)
         bench.console.note(f"{bench.planner.grid.path}: {count_states(jobs)}")
         drawn: list[Path] = []
         try:
-            bench.run(jobs, launcher, workers)
+            bench.run(jobs, launcher, workers, "the same command without --redo" if redo else SAME)
             drawn = bench.figure(figure, jobs) if figure else []
         finally:
             files = bench.write(jobs)  # last: table.md shows the figures
@@ -220,7 +240,7 @@ def only_tables(grid: Grid, record: Path) -> list[Path]:
         raise UsageError(f"{record}: nothing recorded yet (no runs.csv)")
     dataset = grid.common().name
     told = read_facts(record).get(dataset, GridFacts(dataset))
-    write_facts(record, grid_facts(grid, told.failed, told.remarks))
+    write_facts(record, grid_facts(grid, record, told.failed, told.remarks))
     return write_all(record)
 
 

@@ -42,7 +42,6 @@ from vclipseg.mixing import random_box, swap
 from vclipseg.networks.vnet import STRIDE, pads_to_stride
 from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNets
 from vclipseg.ranks import across
-from vclipseg.views import contract
 
 
 class VCLIPSegSettings(MethodSettings):
@@ -256,7 +255,8 @@ class VCLIPSeg(Method):
         vectors = torch.stack(heads).mean(0)  # (B, E, x, y, z)
         vectors = F.interpolate(vectors, scale_factor=STRIDE // s.prototype_grid)
         counts = across(members.sum((0, 2, 3, 4)))
-        sums = across(contract("bkxyz,bexyz->ke", members, vectors))
+        of_class = [(m[:, None] * vectors).sum((0, 2, 3, 4)) for m in members.unbind(1)]  # (E,)
+        sums = across(torch.stack(of_class))  # an einsum would be bf16
         present = (counts > 0).float()
         gaps = self.gaps(sums) * present  # of sums as of means
         return gaps.sum() / present.sum().clamp(min=1), counts

@@ -36,10 +36,12 @@ class Saved:
         name: of the method.
         labeled: the labels it has.
         dice: its mean Dice.
-        needed: labels with which the baseline gets there; inf if not with its largest budget.
-        low: the lower end of the 95% interval of `saved`, over cases.
+        needed: labels with which the baseline gets there; inf if not with its largest budget, -inf if it is
+            further with its smallest.
+        low: the lower end of the 95% interval of `saved`, over cases; -inf as of `needed`.
         high: the upper end; inf if beyond the baseline's largest budget.
-        most: the baseline's largest budget.
+        least: the baseline's smallest budget.
+        most: its largest.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Saved:
     needed: float
     low: float
     high: float
+    least: int
     most: int
 
     @property
@@ -67,11 +70,11 @@ def labels_needed(budgets: Sequence[int], dice: Sequence[float], target: float) 
         target: the score asked for.
 
     Returns:
-        The smallest budget if that is enough already; inf if the largest is not.
+        -inf if the smallest budget scores higher already; inf if the largest is not enough.
     """
     best = np.maximum.accumulate(np.asarray(dice, dtype=np.float64))
     if target <= best[0]:
-        return float(budgets[0])
+        return float(budgets[0]) if target == best[0] else -math.inf
     for i in range(1, len(budgets)):
         if target <= best[i]:
             share = (target - best[i - 1]) / (best[i] - best[i - 1])
@@ -114,6 +117,7 @@ def labels_saved(
         needed=_needed(budgets, means),
         low=low - labeled,
         high=high - labeled,
+        least=budgets[0],
         most=budgets[-1],
     )
 

@@ -44,6 +44,7 @@ class GridFacts:
         failed: cells that failed when the grid was last run, and why.
         remarks: what every table has to say of the data.
         cells: runs that the grid has in all, 0 where it is not known.
+        missing: of them, those that the record lacks.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class GridFacts:
     failed: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
     cells: int = 0
+    missing: int = 0
 
     def of(self, method: str, preset: str) -> MethodFacts:
         """What is known of a row; nothing where the grid no longer has it."""

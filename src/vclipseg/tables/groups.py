@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vclipseg.records import RunRecord
+from vclipseg.records import Replicate, RunRecord
 from vclipseg.scores import CaseScore, case_means
 from vclipseg.statistics import (
     Comparison,
@@ -30,6 +30,8 @@ class Group:
 
     records: tuple[RunRecord, ...]
     scores: tuple[tuple[CaseScore, ...], ...]  # one tuple a run
+    apart: str = ""
+    """What tells it from a group of the same method, preset and text vectors."""
 
     @property
     def first(self) -> RunRecord:
@@ -39,7 +41,7 @@ class Group:
     @property
     def name(self) -> str:
         """The method, with what tells it from its variants."""
-        details = [part for part in (self.first.preset, self.first.text) if part]
+        details = [part for part in (self.first.preset, self.first.text, self.apart) if part]
         return self.first.method + (f" ({', '.join(details)})" if details else "")
 
     def per_case(self, metric: str) -> list[dict[str, float]]:
@@ -63,9 +65,18 @@ class Group:
 
     def shared_with(self, other: Group) -> Group:
         """Only the runs whose seed, draw and fold the other group has too."""
-        there = {record.replicate for record in other.records}
-        kept = [i for i, record in enumerate(self.records) if record.replicate in there]
-        return Group(tuple(self.records[i] for i in kept), tuple(self.scores[i] for i in kept))
+        return self.only(other.replicates)
+
+    @property
+    def replicates(self) -> set[Replicate]:
+        """Seed, draw and fold of each run."""
+        return {record.replicate for record in self.records}
+
+    def only(self, replicates: Container[Replicate]) -> Group:
+        """The runs of these seeds, draws and folds."""
+        kept = [i for i, record in enumerate(self.records) if record.replicate in replicates]
+        records = tuple(self.records[i] for i in kept)
+        return Group(records, tuple(self.scores[i] for i in kept), self.apart)
 
 
 def compare_groups(group: Group, other: Group, names: tuple[str, str] | None = None) -> Comparison:

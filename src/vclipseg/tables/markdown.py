@@ -35,8 +35,9 @@ bootstrap intervals over cases of that average. They do not hold the spread betw
 the last column. Dice, Jaccard and NSD are in [0, 1]. An empty prediction is a failure: Dice 0, distances
 undefined and left out (0 under the paper protocol). ASD runs from the prediction's surface to the
 reference's only. p is of the paired Wilcoxon signed-rank test, over cases averaged over the runs both
-have, adjusted after Holm within a section: against the supervised baseline of as many steps, and against
-the method with the highest mean Dice (bold).
+have, adjusted after Holm within a section: against the supervised baseline of as many steps; and against the
+method with the highest mean Dice (bold), there over the runs that all methods of the section have and
+adjusted for all pairs of methods, as the best was chosen by what is tested. Ranks are of these runs too.
 """
 
 
@@ -44,28 +45,22 @@ def markdown(sections: Sequence[Section], facts: Mapping[str, GridFacts], level:
     """What is known of each data set, and every section, with headings of a level."""
     parts = []
     for dataset, of_one in facts.items():
-        here = [section for section in sections if section.first.dataset == dataset]
-        parts += _known(here, of_one, f"{dataset}: " if len(facts) > 1 else "")
+        parts += _known(of_one, f"{dataset}: " if len(facts) > 1 else "")
     parts += [markdown_section(section, level) for section in sections]
     parts += _flattery_part(flatteries(sections), level)
     parts += _saved_part(saved_labels(sections), level)
     return "\n".join(parts)
 
 
-def _known(sections: Sequence[Section], facts: GridFacts, of: str) -> list[str]:
+def _known(facts: GridFacts, of: str) -> list[str]:
     parts = [f"{of}{facts.common}\n"] if facts.common else []
-    if 0 < (there := _recorded(sections)) < facts.cells:
+    if facts.missing:
+        there = facts.cells - facts.missing
         parts += [f"{of}**Not complete yet: {there} of the grid's {facts.cells} runs.**\n"]
     if facts.failed:
         failed = _items(f"{cell}: {why}" for cell, why in facts.failed)
         parts += [f"{of}Failed, and not in the tables:\n", *failed]
     return parts
-
-
-def _recorded(sections: Sequence[Section]) -> int:
-    """Runs that the tables are made from, each counted once."""
-    plain = [section for section in sections if section.is_main]
-    return sum(len(row.group.records) for section in plain for row in section.rows)
 
 
 def markdown_section(section: Section, level: int = 2) -> str:
@@ -172,10 +167,10 @@ def _saved_part(found: Sequence[Saved], level: int) -> list[str]:
             entry.name,
             str(entry.labeled),
             f"{entry.dice:.4f}",
-            beyond(entry.needed, entry.most),
-            f"{beyond(entry.saved, entry.most - entry.labeled)} "
-            f"({beyond(entry.low, entry.most - entry.labeled)} to "
-            f"{beyond(entry.high, entry.most - entry.labeled)})",
+            beyond(entry.needed, entry),
+            f"{beyond(entry.saved, entry, entry.labeled)} "
+            f"({beyond(entry.low, entry, entry.labeled)} to "
+            f"{beyond(entry.high, entry, entry.labeled)})",
         ]
         for entry in found
     ]
@@ -186,11 +181,12 @@ def _saved_part(found: Sequence[Saved], level: int) -> list[str]:
     return [f"{'#' * level} Labels saved", "", text, "", *_table(headings, rows), ""]
 
 
-def beyond(value: float, most: float) -> str:
-    """A number of labels; "more than" where the baseline's largest budget is not enough."""
-    if math.isinf(value):
-        return f"more than {most:g}"
-    return f"{value:.1f}"
+def beyond(labels: float, entry: Saved, minus: int = 0) -> str:
+    """A number of labels; beyond the baseline's budgets "more than" or "fewer than" that, minus some."""
+    if math.isinf(labels):
+        word, end = ("more", entry.most) if labels > 0 else ("fewer", entry.least)
+        return f"{word} than {end - minus:g}"
+    return f"{labels:.1f}"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

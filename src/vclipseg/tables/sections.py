@@ -9,7 +9,7 @@ them down.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from vclipseg.records import RunRecord, read_cases, read_runs
 from vclipseg.scores import CaseScore
-from vclipseg.statistics import Comparison, Interval, adjust
+from vclipseg.statistics import Comparison, Interval, adjust, holm_of_all_pairs
 from vclipseg.tables.facts import GridFacts, read_facts
 from vclipseg.tables.groups import (
     BASELINE,
@@ -40,8 +40,9 @@ class Row:
     Attributes:
         group: its runs.
         to_baseline: its Dice minus the supervised baseline's, None for that and where there is none.
-        to_best: its Dice minus that of the best method, None for that.
-        is_best: no method of the section has a higher mean Dice.
+        to_best: its Dice minus that of the best method, None for that. It is of the runs that all methods
+            of the section have, and p is adjusted for all pairs of them, as the best was chosen by its Dice.
+        is_best: no method of the section has a higher mean Dice over these runs.
         figure: what the literature reports.
         notes: what it does otherwise than the others.
         components: the same runs with only the largest component of each class.
@@ -154,7 +155,8 @@ def read_sections(grid: Path) -> list[Section]:
         key: known.get(runs[0].dataset, GridFacts(runs[0].dataset))
         for key, runs in by_section.items()
     }
-    groups = {key: _groups(by_section[key], cases, facts[key]) for key in sorted(by_section)}
+    apart = _apart([run for runs in by_section.values() for run in runs])
+    groups = {key: _groups(by_section[key], cases, facts[key], apart) for key in sorted(by_section)}
     return [_section(key, groups, facts[key]) for key in groups]
 
 
@@ -167,6 +169,7 @@ def _groups(
     records: Sequence[RunRecord],
     cases: Mapping[tuple[str, ...], Sequence[CaseScore]],
     facts: GridFacts,
+    apart: Mapping[tuple, str],
 ) -> list[Group]:
     """The groups of a section: baselines first, then in the grid's order."""
 
@@ -175,9 +178,25 @@ def _groups(
 
     by_key = grouped(sorted(records, key=replicate_order), group_key)
     return [
-        Group(tuple(runs), tuple(tuple(cases.get(run.key, ())) for run in runs))
-        for runs in (by_key[key] for key in sorted(by_key, key=place))
+        Group(
+            tuple(by_key[key]),
+            tuple(tuple(cases.get(run.key, ())) for run in by_key[key]),
+            apart[by_key[key][0].dataset, *key],
+        )
+        for key in sorted(by_key, key=place)
     ]
+
+
+def _apart(records: Sequence[RunRecord]) -> dict[tuple, str]:
+    """Data set and group key -> steps and weights, where a method has several of them on the data set."""
+    keys = {(record.dataset, *group_key(record)) for record in records}
+    found = {}
+    for *name, steps, weights in keys:
+        alike = [key for key in keys if list(key[:-2]) == name]
+        parts = [f"{steps} steps"] if len({key[-2] for key in alike}) > 1 else []
+        parts += [f"{weights} weights"] if len({key[-1] for key in alike}) > 1 else []
+        found[(*name, steps, weights)] = ", ".join(parts)
+    return found
 
 
 def _section(key: tuple, groups: Mapping[tuple, list[Group]], facts: GridFacts) -> Section:
@@ -185,10 +204,11 @@ def _section(key: tuple, groups: Mapping[tuple, list[Group]], facts: GridFacts) 
     largest = groups.get((*key[:-1], 1), []) if not key[-1] else []
     components = {group_key(group.first): group for group in largest}
     to_baseline = _adjusted({group: _baseline_of(group, here) for group in here})
-    best = max(here, key=_mean_dice)
-    to_best = _adjusted({group: None if group is best else best for group in here})
+    shared = _shared(here)
+    best = max(range(len(here)), key=lambda i: _mean_dice(shared[i])) if shared else None
+    to_best = _to_best(shared, best) if best is not None else {}
     rows = []
-    for group in here:
+    for number, group in enumerate(here):
         run = group.first
         told = facts.of(run.method, run.preset)
         figure = published(facts.published, run.labeled, run.method, run.preset, told.published)
@@ -196,8 +216,8 @@ def _section(key: tuple, groups: Mapping[tuple, list[Group]], facts: GridFacts) 
             Row(
                 group,
                 to_baseline.get(group),
-                to_best.get(group),
-                group is best,
+                to_best.get(number),
+                number == best,
                 figure,
                 told.notes,
                 components.get(group_key(run)),
@@ -206,9 +226,27 @@ def _section(key: tuple, groups: Mapping[tuple, list[Group]], facts: GridFacts) 
     return Section(tuple(rows), facts)
 
 
+def _shared(groups: Sequence[Group]) -> list[Group]:
+    """Each group with the seeds, draws and folds that all have; none where there is no such run."""
+    common = set.intersection(*(group.replicates for group in groups)) if groups else set()
+    return [group.only(common) for group in groups] if common else []
+
+
 def _ranked(rows: Sequence[Row]) -> Ranking | None:
-    means = [row.group.case_means("dice") for row in rows]
-    return rank_methods([row.group.name for row in rows], matrix_of(means, case_ids_of(means)))
+    means = [group.case_means("dice") for group in _shared([row.group for row in rows])]
+    names = [row.group.name for row in rows]
+    return rank_methods(names, matrix_of(means, case_ids_of(means))) if means else None
+
+
+def _to_best(groups: Sequence[Group], best: int) -> dict[int, Comparison]:
+    """Position of each other group -> how it compares with the best."""
+    means = [group.case_means("dice") for group in groups]
+    p = holm_of_all_pairs(matrix_of(means, case_ids_of(means)))
+    return {
+        i: replace(compare_groups(group, groups[best]), p_adjusted=p[min(i, best), max(i, best)])
+        for i, group in enumerate(groups)
+        if i != best
+    }
 
 
 def _mean_dice(group: Group) -> float:
