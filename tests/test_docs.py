@@ -156,6 +156,13 @@ def test_every_record_is_made_from_its_rows():
         )
     ]
     + [
+        ("methods/bcp.md", recipe, overrides)
+        for recipe, overrides in (
+            ("robust", f"method.name=bcp train.seed=1 {TILTED} method.warmup=0.4"),
+            ("robust", f"method.name=bcp train.seed=1 {TILTED} method.warmup=0.99"),
+        )
+    ]
+    + [
         ("explanation/experiments.md", recipe, overrides)
         for recipe, overrides in (
             ("supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
@@ -167,6 +174,7 @@ def test_every_record_is_made_from_its_rows():
             ("robust", X_BY_NAME),
             ("robust", X_BY_NAME.removesuffix(" method.warmup=0.4")),
             ("robust", f"{X_BY_NAME} method.teacher_decay=0"),
+            ("robust", f"{X_BY_NAME} method.labels_from=others"),
             ("robust", f"{X_BY_NAME} method.networks=2 train.steps=700"),
             ("supervised", f"train.seed=1 {TILTED} train.steps=700"),
             ("hippocampus-4/robust", "train.seed=1 method.copy_paste=0 method.threshold=0.9"),
