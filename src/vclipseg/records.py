@@ -28,6 +28,7 @@ from vclipseg.scores import (
 )
 
 Place = tuple[str | int | None, ...]
+"""What the tables know a run by; see `RunRecord.place`."""
 Replicate = tuple[int, int | None, int | None]
 """Seed, draw and fold: which of the runs of one method and setting."""
 
