@@ -126,7 +126,7 @@ class JointNorm(torch.autograd.Function):
         b = -a * inverse * mean_gh
         c = -a * mean_g - b * mean
         return (
-            affine(grad, a, c).add_(affine(x, b, torch.zeros_like(b))),
+            affine(grad, a, c) + affine(x, b, torch.zeros_like(b)),
             for_weight,
             for_bias,
             None,
@@ -189,9 +189,7 @@ class FoldedBatchNorm(torch.autograd.Function):
         scale = weight * inverse
         ctx.save_for_backward(x, mean, inverse, weight)
         ctx.mark_non_differentiable(mean, var)
-        y = unfold(affine(wide, scale, bias - scale * mean), x)
-        whole = x.new_empty(0).set_(y)  # type: ignore[call-overload]  # no view: ReLU is in place
-        return whole, mean, var
+        return unfold(affine(wide, scale, bias - scale * mean), x), mean, var
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -216,5 +214,5 @@ class FoldedBatchNorm(torch.autograd.Function):
         a = weight * inverse
         b = -a * inverse * for_weight / count
         c = -a * for_bias / count - b * mean
-        dx = affine(wide_grad, a, c).add_(affine(wide, b, torch.zeros_like(b)))
+        dx = affine(wide_grad, a, c) + affine(wide, b, torch.zeros_like(b))
         return unfold(dx, x), for_weight, for_bias, None

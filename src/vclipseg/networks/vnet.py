@@ -69,8 +69,11 @@ class ConvBlock(nn.Sequential):
 
 
 def norm_relu(channels: int) -> list[nn.Module]:
-    """Batch normalization and ReLU, the tail of every layer here."""
-    return [BatchNorm3d(channels), nn.ReLU(inplace=True)]
+    """Batch normalization and ReLU, the tail of every layer here.
+
+    Not in place: a CPU writes slower where it has just read, and what ReLU reads is kept by nobody.
+    """
+    return [BatchNorm3d(channels), nn.ReLU()]
 
 
 def downsample(channels: int) -> nn.Sequential:
