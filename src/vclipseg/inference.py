@@ -20,6 +20,7 @@ from vclipseg.data.preprocess import Plan, Trace, prepare_image, restore, restor
 from vclipseg.data.volume import Volume
 from vclipseg.device import autocast, available_memory, default_device, is_out_of_memory
 from vclipseg.errors import DataError, OutOfMemory, UsageError
+from vclipseg.heap import keep_freed_memory
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Method, Task
 from vclipseg.networks.folding import fold_batchnorm
@@ -47,6 +48,10 @@ class PredictSettings(Settings):
     """As in training."""
 
 
+HEAP = 2 * 2**30
+"""Bytes that a predicting process keeps on a CPU: those of windows. Volumes are given back."""
+
+
 class Predictor:
     """A trained model: `Volume` in, `Volume` out.
 
@@ -65,6 +70,8 @@ class Predictor:
         self.settings = settings or PredictSettings.model_validate(description["predict"])
         self.window = self.settings.window or tuple(description["patch"])
         self.device = default_device()
+        if self.device.type == "cpu":
+            keep_freed_memory(HEAP)
         self.method = method.eval().to(
             device=self.device,
             memory_format=torch.channels_last_3d,  # type: ignore[call-overload]

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vclipseg.data.batch import Batch
 from vclipseg.device import Machine, default_device, require_compiler, resolve_precision
 from vclipseg.errors import VclipsegError
+from vclipseg.heap import keep_freed_memory
 from vclipseg.methods.base import Ema, Loss, Method, Term, let_follow
 from vclipseg.networks.vnet import recompute
 from vclipseg.ranks import across, average_gradients, local_rank, mean, own_draws
@@ -212,6 +213,8 @@ def train(
         NonFiniteLossError: a term of the loss is NaN or infinite. A GPU would have to be waited for to
             know: there it is raised with the next row of the log, and before a checkpoint.
     """
+    if machine.device.type == "cpu":
+        keep_freed_memory()
     method, optimizer = state.method.train(), state.optimizer
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     unseen: list[tuple[int, Loss]] = []
