@@ -172,7 +172,7 @@ def start(method: Method, settings: TrainSettings, machine: Machine) -> TrainSta
 def make_optimizer(parameters: list, settings: TrainSettings) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW."""
     s = settings
-    fused = True if parameters[0].is_cuda else None
+    fused = parameters[0].device.type in ("cuda", "cpu") or None
     if s.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
