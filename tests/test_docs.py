@@ -55,6 +55,7 @@ NEEDED = (
 
 STATISTICS = " train.statistics_batches=25"
 TILTED = f"augment.rotate=15 augment.zoom=0.35{STATISTICS}"
+MEAN_TEACHER = f"method.name=mean_teacher train.seed=1 {TILTED} method.warmup=0.4"
 UNMIXED = f"train.seed=1 {TILTED} method.warmup=0.4 method.copy_paste=0"
 X_BY_NAME = f"method.name=vclipseg_x train.seed=1 {TILTED} method.warmup=0.4"
 FAITHFUL_TRAINING = "train.optimizer=sgd train.lr=0.01 train.lr_power=0 train.weights=last"
@@ -160,6 +161,15 @@ def test_every_record_is_made_from_its_rows():
         for recipe, overrides in (
             ("robust", f"method.name=bcp train.seed=1 {TILTED} method.warmup=0.4"),
             ("robust", f"method.name=bcp train.seed=1 {TILTED} method.warmup=0.99"),
+        )
+    ]
+    + [
+        (page, recipe, overrides)
+        for page in ("methods/mean_teacher.md", "explanation/experiments.md")
+        for recipe, overrides in (
+            ("robust", MEAN_TEACHER),
+            ("robust", f"{MEAN_TEACHER} method.unlabeled_weight=0"),
+            ("supervised", f"train.seed=1 {TILTED} method.patches=[2,0]"),
         )
     ]
     + [
