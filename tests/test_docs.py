@@ -296,6 +296,16 @@ def test_what_to_annotate_next_is_shown_beside_random(tmp_path):
     assert "Not measured" in readme.show_simulation(tmp_path / "none")
 
 
+def test_the_readme_says_of_speed_what_was_measured():
+    rows = json.loads((ROOT / "results/speed-cpu.json").read_text(encoding="utf-8"))
+    times = {row["name"]: row["value"] for row in rows}
+    said = text_of("README.md")
+    assert "training step takes less than a sixth of the time" in said
+    assert times["training step, VCLIPSeg, batch of 4"] > 6
+    assert "prediction less than a sixtieth" in " ".join(said.split())
+    assert times["predicting 20 scans, as by default"] > 60
+
+
 def test_speed_is_shown_with_what_was_missed(tmp_path):
     row = {"unit": "s", "reference": 9.0, "ours": 3.0, "value": 3.0, "target": 2, "holds": True}
     more = {"note": "", "device": "a CPU", "commit": "abc"}
