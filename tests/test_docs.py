@@ -164,6 +164,15 @@ def test_every_record_is_made_from_its_rows():
         )
     ]
     + [
+        (f"methods/{method}.md", "supervised", f"train.seed=1 {TILTED}{patches}")
+        for method, patches in (
+            ("vclipseg", ""),
+            ("bcp", ""),
+            ("bcp", " method.patches=[2,0]"),
+            ("mean_teacher", ""),
+        )
+    ]
+    + [
         (page, recipe, overrides)
         for page in ("methods/mean_teacher.md", "explanation/experiments.md")
         for recipe, overrides in (
@@ -176,6 +185,7 @@ def test_every_record_is_made_from_its_rows():
         ("explanation/experiments.md", recipe, overrides)
         for recipe, overrides in (
             ("supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
+            ("supervised", f"train.seed=1 {TILTED}"),
             ("supervised", f"data.labeled=40 train.seed=1 {TILTED}"),
             ("hippocampus-4/supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
             ("robust", f"train.seed=1 method.warmup=0.4 {TILTED.removesuffix(STATISTICS)}"),
