@@ -312,8 +312,8 @@ def test_the_readme_says_of_speed_what_was_measured():
     said = text_of("README.md")
     assert "training step takes less than a sixth of the time" in said
     assert times["training step, VCLIPSeg, batch of 4"] > 6
-    assert "prediction less than a sixtieth" in " ".join(said.split())
-    assert times["predicting 20 scans, as by default"] > 60
+    assert "prediction less than a fortieth" in " ".join(said.split())
+    assert times["predicting 20 scans, as by default"] > 60  # the reference differs between runs
 
 
 def test_speed_is_shown_with_what_was_missed(tmp_path):
