@@ -161,6 +161,10 @@ def test_every_record_is_made_from_its_rows():
         for recipe, overrides in (
             ("robust", f"method.name=bcp train.seed=1 {TILTED} method.warmup=0.4"),
             ("robust", f"method.name=bcp train.seed=1 {TILTED} method.warmup=0.99"),
+            (
+                "robust",
+                f"method.name=bcp train.seed=1 {TILTED} method.warmup=0.4 method.patches=[4,4]",
+            ),
         )
     ]
     + [

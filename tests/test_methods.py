@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from toy import (
     LATE,
@@ -96,7 +97,19 @@ def test_number_of_patches_is_the_budget_of_every_step(name, preset_name):
         assert labeled > 0
         assert labeled + unlabeled == sum(method.settings.patches)
     assert method.patches_at(100) == method.settings.patches
-    assert preset_name != "robust" or sum(method.settings.patches) == 4
+    if preset_name == "robust":  # what its network sees; BCP's sees two patches in one
+        assert sum(method.settings.patches) == (8 if name == "bcp" else 4)
+
+
+@each_recipe
+@pytest.mark.parametrize("patches", [(3, 1), (1, 3)])
+def test_labeled_and_unlabeled_patches_need_not_be_as_many(name, preset_name, patches):
+    try:
+        method = build(name, preset_name, patches=patches)
+    except ValidationError:
+        pytest.skip("as many, or in pairs")
+    loss = method.loss(batch_for(method), LATE)
+    assert torch.isfinite(gradient(loss.total, method)).all()
 
 
 @each_recipe

@@ -11,7 +11,6 @@ from toy import LATE, batch_for, build
 from vclipseg.losses import IGNORE
 from vclipseg.methods.vclipseg import VCLIPSegSettings
 from vclipseg.methods.vclipseg_x import Deformed, VCLIPSegXSettings
-from vclipseg.warping import warp
 
 OFF = {
     "deformation": 0.0,
@@ -50,8 +49,9 @@ def test_labels_are_deformed_like_their_image():
     seen = method.deform(batch)
     assert isinstance(seen, Deformed)
     assert not torch.equal(seen.images, batch.images)
-    torch.testing.assert_close(seen.images, warp(batch.images, seen.places))
-    assert torch.equal(seen.labels, warp(batch.labels, seen.places[: batch.num_labeled]))
+    torch.testing.assert_close(seen.images, seen.warp(batch.images))
+    as_images = seen.warp.rows(0, batch.num_labeled)(batch.labels)
+    assert torch.equal(seen.labels, as_images)
     assert seen.natural is batch
     assert seen.case_ids == batch.case_ids
 
@@ -67,7 +67,7 @@ def test_the_teacher_sees_patches_as_they_lie(copy_paste):
     guides = method.guides(seen, [])
     plain = [z.softmax(1) for z in method.teacher(batch.plain).logits]
     for guide, said in zip(guides, plain, strict=True):
-        expected = warp(said, seen.places)[rows:]
+        expected = seen.warp(said)[rows:]
         torch.testing.assert_close(guide[rows:], expected)
         if copy_paste:
             torch.testing.assert_close(guide[:rows], expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vclipseg.networks.batchnorm import BatchNorm3d, can_fold, fold, unfold
+from vclipseg.networks.batchnorm import BatchNorm3d, can_fold
 from vclipseg.networks.vnet import norm_relu
 
 SHAPE = (2, 8, 6, 5, 16)
@@ -26,12 +26,6 @@ def pair(channels):
 
 def test_the_networks_use_it():
     assert isinstance(norm_relu(8)[0], BatchNorm3d)
-
-
-def test_fold_is_a_view_and_unfold_its_inverse():
-    x = maps()
-    assert fold(x).data_ptr() == x.data_ptr()
-    assert torch.equal(unfold(fold(x), x), x)
 
 
 @pytest.mark.parametrize("channels", [2, 8, 16])

@@ -136,7 +136,10 @@ def within(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "robust": {"method": {"dropout": 0.0, "warmup": 0.4, "passes": "joint"}, "train": {}},
+    "robust": {
+        "method": {"dropout": 0.0, "patches": (4, 4), "warmup": 0.4, "passes": "joint"},
+        "train": {},
+    },
     "faithful": {
         "method": {"patches": (4, 4), "warmup": 2_000 / 17_000},
         "train": {

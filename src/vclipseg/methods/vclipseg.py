@@ -200,13 +200,18 @@ class VCLIPSeg(Method):
             return [p.detach() for p in probs]
         s = self.settings
         if not s.copy_paste and s.dlb_apply_to == "all":
-            return [z.softmax(1) for z in self.teacher(batch.plain).logits]
-        _, unlabeled_images = batch.split(batch.plain)
-        unlabeled = [z.softmax(1) for z in self.teacher(unlabeled_images).logits]
+            return self.teach(batch)
+        unlabeled = self.teach(batch, batch.num_labeled)
         if not s.copy_paste:  # of labeled patches nothing counts
-            return [torch.cat([torch.zeros_like(batch.split(p)[0]), p]) for p in unlabeled]
+            blank = unlabeled[0].new_zeros(batch.num_labeled, *unlabeled[0].shape[1:])
+            return [torch.cat([blank, p]) for p in unlabeled]
         # row i and row L + i of the view show the same unlabeled patch, outside and inside the box
         return [p.repeat(2, 1, 1, 1, 1) for p in unlabeled]
+
+    def teach(self, batch: Batch, first: int = 0) -> list[Tensor]:
+        """What each decoder of the teacher says of the patches from the `first` on."""
+        assert self.teacher is not None
+        return [z.softmax(1) for z in self.teacher(batch.plain[first:]).logits]
 
     @torch.no_grad()
     def pseudo_labels(

@@ -29,7 +29,7 @@ from vclipseg.methods.base import Loss, Term
 from vclipseg.methods.vclipseg import ROBUST, SGD, VCLIPSeg, VCLIPSegSettings
 from vclipseg.networks.vnet_text import TextVNet, TextVNetOutput, TextVNets
 from vclipseg.ranks import across
-from vclipseg.warping import random_warp, warp
+from vclipseg.warping import Warp, random_warp
 
 
 class VCLIPSegXSettings(VCLIPSegSettings):
@@ -60,7 +60,7 @@ class Deformed(Batch):
     """A batch of deformed patches that knows where they came from."""
 
     natural: Batch
-    places: Tensor  # (B, X, Y, Z, 3)
+    warp: Warp
 
 
 class VCLIPSegX(VCLIPSeg):
@@ -97,36 +97,33 @@ class VCLIPSegX(VCLIPSeg):
         if not s.deformation:
             return batch
         shape, drawn = images.shape[2:], (batch.generator, images.device)
-        places = random_warp(len(images), shape, s.deformation, *drawn, s.deformed_share)
-        seen = {
-            "images": warp(images, places),
-            "labels": warp(batch.labels, places[: batch.num_labeled]),
-        }
-        return Deformed(**(vars(batch) | seen), natural=batch, places=places)
+        warp = random_warp(len(images), shape, s.deformation, *drawn, s.deformed_share)
+        seen = {"images": warp(images), "labels": warp.rows(0, batch.num_labeled)(batch.labels)}
+        return Deformed(**(vars(batch) | seen), natural=batch, warp=warp)
 
-    @torch.no_grad()
-    def guides(self, batch: Batch, probs: list[Tensor]) -> list[Tensor]:
+    def teach(self, batch: Batch, first: int = 0) -> list[Tensor]:
         """What the teacher says of the plain patches, deformed like these."""
-        labels_itself = self.teacher is None or batch.num_labeled == len(batch.images)
-        if labels_itself or not isinstance(batch, Deformed):
-            return super().guides(batch, probs)
-        places = batch.places
-        if self.settings.copy_paste:  # two rows show each unlabeled patch
-            places = places[batch.num_labeled :].repeat(2, 1, 1, 1, 1)
-        return [warp(p, places) for p in super().guides(batch.natural, probs)]
+        if not isinstance(batch, Deformed):
+            return super().teach(batch, first)
+        warp = batch.warp.rows(first, len(batch.images))
+        return [warp(p) for p in super().teach(batch.natural, first)]
 
     def sure(self, confidence: Tensor, labels: Tensor, taught: Tensor) -> Tensor:
         """Those above the threshold, which is lowered for a class in tenths until enough of it count."""
         s = self.settings
         if not s.least_share:
             return super().sure(confidence, labels, taught)
-        total = class_counts(labels, taught.float(), len(self.text))
-        thresholds = torch.zeros_like(total)
-        for tenths in range(11):  # from none up to all of it
-            tried = s.threshold * tenths / 10
-            enough = class_counts(labels, (taught & (confidence >= tried)).float(), len(self.text))
-            thresholds = torch.where(enough >= s.least_share * total, tried, thresholds)
-        return confidence >= thresholds[labels]
+        tried = (
+            s.threshold * torch.arange(11, device=labels.device) / 10
+        )  # from none up to all of it
+        passed = torch.bucketize(confidence, tried, right=True) - 1  # the highest that each reaches
+        counts = confidence.new_zeros(len(self.text) * len(tried))
+        counts = counts.scatter_add(
+            0, (labels * len(tried) + passed).flatten(), taught.float().flatten()
+        )
+        reached = across(counts).view(-1, len(tried)).flip(1).cumsum(1).flip(1)  # (K, 11)
+        enough = reached >= s.least_share * reached[:, :1]
+        return confidence >= tried[enough.sum(1) - 1][labels]
 
     def supervise(self, out: TextVNetOutput, known: Tensor) -> dict[str, Term]:
         """And the coarser outputs."""
@@ -149,12 +146,6 @@ class VCLIPSegX(VCLIPSeg):
         return F.cross_entropy(
             likeness, torch.arange(len(text), device=text.device), reduction="none"
         )
-
-
-def class_counts(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """Sum of the weights (B, X, Y, Z) of each class, (K,), over the joint batch."""
-    counts = weights.new_zeros(num_classes)
-    return across(counts.scatter_add(0, labels.flatten(), weights.flatten()))
 
 
 X: dict[str, Any] = {

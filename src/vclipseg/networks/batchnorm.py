@@ -3,9 +3,8 @@
 Where several processes train together, the statistics are those of the joint batch: what each has is merged.
 
 In the layout that convolutions like (channels last), torch normalizes one voxel after another: with 8
-channels most of a vector register stays empty. Here neighbouring voxels are read as further channels,
-until there are `WIDTH` of them, and their statistics are merged likewise. The result is that of
-`torch.nn.BatchNorm3d` up to rounding.
+channels most of a vector register stays empty. Here narrow maps are read as wide ones (`wide.py`), and
+the statistics of their channels merged. The result is that of `torch.nn.BatchNorm3d` up to rounding.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vclipseg.networks.wide import LAYOUT, narrow, widen
 from vclipseg.ranks import across, count, gather
 
 WIDTH = 64
@@ -39,7 +39,10 @@ def statistics_left_alone() -> Iterator[None]:
 
 
 class JointBatchNorm3d(nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` over the batches of all ranks, on any device."""
+    """`torch.nn.BatchNorm3d` over the batches of all ranks, on any device.
+
+    One value a channel has no variance: there the running statistics are taken, in training too.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, x, y, z) -> the same shape."""
@@ -51,12 +54,19 @@ class JointBatchNorm3d(nn.BatchNorm3d):
 
     def alone(self, x: Tensor) -> Tensor:
         """As torch does it, over the batch of this rank."""
+        if self.training and x.numel() == x.shape[1]:
+            return self.normalize(x)
         if torch.compiler.is_compiling() or not (self.training and _AGAIN.get()):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
         spare = self.running_mean.clone(), self.running_var.clone()
         return F.batch_norm(x, *spare, self.weight, self.bias, True, eps=self.eps)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """As in evaluation."""
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
 
     @torch.no_grad()
     def follow(self, mean: Tensor, var: Tensor, values: int) -> None:
@@ -73,27 +83,17 @@ class JointBatchNorm3d(nn.BatchNorm3d):
 
 
 class BatchNorm3d(JointBatchNorm3d):
-    """The same, quicker in training for narrow maps on the CPU.
-
-    One value a channel has no variance: there the running statistics are taken, in training too.
-    """
+    """The same, quicker in training for narrow maps on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, x, y, z) -> the same shape."""
         if not self.training or count() > 1:
             return super().forward(x)
-        if x.numel() == x.shape[1]:
-            return self.normalize(x)
         if x.device.type != "cpu" or torch.compiler.is_compiling() or not can_fold(x):
             return self.alone(x)
         y, mean, var = FoldedBatchNorm.apply(x, self.weight, self.bias, self.eps)
         self.follow(mean, var, x.numel() // x.shape[1])
         return y
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """As in evaluation."""
-        mean, var = self.running_mean, self.running_var
-        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
 
 
 class JointNorm(torch.autograd.Function):
@@ -140,21 +140,8 @@ def can_fold(x: Tensor) -> bool:
         1 < channels <= MOST_CHANNELS
         and WIDTH % channels == 0
         and (depth * channels) % WIDTH == 0
-        and x.is_contiguous(memory_format=torch.channels_last_3d)
+        and x.is_contiguous(memory_format=LAYOUT)
     )
-
-
-def fold(x: Tensor) -> Tensor:
-    """(B, F, x, y, z) -> a view (B, WIDTH, x y, z F / WIDTH)."""
-    batch, _, i, j, _ = x.shape
-    return x.permute(0, 2, 3, 4, 1).reshape(batch, i * j, -1, WIDTH).permute(0, 3, 1, 2)
-
-
-def unfold(wide: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `fold`."""
-    batch, channels, i, j, k = like.shape
-    flat = wide.permute(0, 2, 3, 1).reshape(batch, i, j, k, channels)
-    return flat.permute(0, 4, 1, 2, 3)
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -180,7 +167,8 @@ class FoldedBatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Also gives mean and (biased) variance, both (F,)."""
-        wide = fold(x)
+        times = WIDTH // x.shape[1]
+        wide = widen(x, times)
         one = weight.new_ones(WIDTH)  # float32, so that the statistics are
         _, means, inverses = torch.native_batch_norm(wide, one, None, None, None, True, 0.0, eps)
         means, variances = (v.view(-1, x.shape[1]) for v in (means, inverses**-2 - eps))
@@ -189,15 +177,15 @@ class FoldedBatchNorm(torch.autograd.Function):
         scale = weight * inverse
         ctx.save_for_backward(x, mean, inverse, weight)
         ctx.mark_non_differentiable(mean, var)
-        return unfold(affine(wide, scale, bias - scale * mean), x), mean, var
+        return narrow(affine(wide, scale, bias - scale * mean), times), mean, var
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Dx = w/s (g - mean(g) - h mean(g h)) with h = (x - mean)/s."""
         x, mean, inverse, weight = ctx.saved_tensors
         count = x.numel() // x.shape[1]
-        wide, wide_grad = fold(x), fold(grad.contiguous(memory_format=torch.channels_last_3d))
         times = WIDTH // len(mean)
+        wide, wide_grad = widen(x, times), widen(grad.contiguous(memory_format=LAYOUT), times)
         _, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
             wide_grad,
             wide,
@@ -215,4 +203,4 @@ class FoldedBatchNorm(torch.autograd.Function):
         b = -a * inverse * for_weight / count
         c = -a * for_bias / count - b * mean
         dx = affine(wide_grad, a, c) + affine(wide, b, torch.zeros_like(b))
-        return unfold(dx, x), for_weight, for_bias, None
+        return narrow(dx, times), for_weight, for_bias, None

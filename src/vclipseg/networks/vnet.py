@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from math import gcd
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vclipseg.networks import wide
 from vclipseg.networks.batchnorm import BatchNorm3d, statistics_left_alone
 
 Upsampling = Literal[
@@ -27,17 +29,25 @@ STRIDE = 16  # of the deepest stage; every axis is padded to a multiple of it
 
 
 class Conv3d(nn.Conv3d):
-    """A 3x3x3 convolution that computes tiny maps on the CPU in float32.
+    """A 3x3x3 convolution, quick for narrow maps, that computes tiny ones on the CPU in float32.
 
     There oneDNN's bfloat16 weight gradient reads memory that it never wrote where the first axis has
     two voxels (torch 2.13): the result is NaN or, worse, plausible. Those maps cost nothing anyway.
     """
+
+    NARROW = 128
+    """Product of input and output channels up to which pairs of voxels are quicker."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, x, y, z) -> (B, G, x, y, z)."""
         if x.device.type == "cpu" and min(x.shape[2:]) < 3:
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float())
+        is_narrow = self.in_channels * self.out_channels <= self.NARROW
+        in_pairs = x.shape[4] % 2 == 0 and x.shape[4] >= 6  # neither may their map be tiny
+        if is_narrow and in_pairs and wide.is_quicker(x):
+            assert self.bias is not None
+            return wide.conv3x3x3(x, self.weight, self.bias)
         return super().forward(x)
 
 
@@ -48,13 +58,35 @@ class PointwiseConv3d(nn.Conv3d):
     which all that follows is slow.
     """
 
+    WIDTH = 128
+    """Channels of the voxels that are multiplied as one."""
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, x, y, z) -> (B, G, x, y, z)."""
-        voxels = x.permute(0, 2, 3, 4, 1)
-        return F.linear(voxels, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+        weight, bias = self.weight.flatten(1), self.bias
+        assert bias is not None
+        times = max(self.WIDTH // self.in_channels, 1) if wide.is_quicker(x) else 1
+        times = gcd(times, x.shape[4])
+        if times > 1:
+            return wide.product(x, weight, bias, times)
+        return F.linear(x.permute(0, 2, 3, 4, 1), weight, bias).permute(0, 4, 1, 2, 3)
+
+
+class ConvTranspose3d(nn.ConvTranspose3d):
+    """A transposed 2x2x2 convolution with a stride of 2, quick on the CPU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, F, x, y, z) -> (B, G, 2x, 2y, 2z)."""
+        if wide.is_quicker(x):
+            assert self.bias is not None
+            return wide.double(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class ConvBlock(nn.Sequential):
@@ -85,7 +117,7 @@ def upsample(channels: int, how: Upsampling) -> nn.Sequential:
     """Double the grid, halve the channels; "pointwise" ones mix channels before they enlarge."""
     half = channels // 2
     if how == "transposed":
-        return nn.Sequential(nn.ConvTranspose3d(channels, half, 2, stride=2), *norm_relu(half))
+        return nn.Sequential(ConvTranspose3d(channels, half), *norm_relu(half))
     mode = how.removeprefix("pointwise_")
     enlarge = nn.Upsample(
         scale_factor=2, mode=mode, align_corners=True if mode == "trilinear" else None
