@@ -199,6 +199,7 @@ def test_every_record_is_made_from_its_rows():
             ("robust", X_BY_NAME.removesuffix(" method.warmup=0.4")),
             ("robust", f"{X_BY_NAME} method.teacher_decay=0"),
             ("robust", f"{X_BY_NAME} method.labels_from=others"),
+            ("robust", f"{X_BY_NAME} method.patches=[3,1]"),
             ("robust", f"{X_BY_NAME} method.networks=2 train.steps=700"),
             ("supervised", f"train.seed=1 {TILTED} train.steps=700"),
             ("hippocampus-4/robust", "train.seed=1 method.copy_paste=0 method.threshold=0.9"),
