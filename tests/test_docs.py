@@ -191,6 +191,7 @@ def test_every_record_is_made_from_its_rows():
             ("supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
             ("supervised", f"train.seed=1 {TILTED}"),
             ("supervised", f"data.labeled=40 train.seed=1 {TILTED}"),
+            ("supervised", f"train.seed=1 {TILTED} method.patches=[8,0]"),
             ("hippocampus-4/supervised", f"train.seed=1 {TILTED.removesuffix(STATISTICS)}"),
             ("robust", f"train.seed=1 method.warmup=0.4 {TILTED.removesuffix(STATISTICS)}"),
             ("robust", f"{UNMIXED} method.threshold=0.9"),
