@@ -97,7 +97,7 @@ def test_number_of_patches_is_the_budget_of_every_step(name, preset_name):
         assert labeled > 0
         assert labeled + unlabeled == sum(method.settings.patches)
     assert method.patches_at(100) == method.settings.patches
-    if preset_name == "robust":  # what its network sees; BCP's sees two patches in one
+    if preset_name == "robust":  # BCP's network sees two patches in one
         assert sum(method.settings.patches) == (8 if name == "bcp" else 4)
 
 

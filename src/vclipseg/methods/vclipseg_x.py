@@ -113,15 +113,13 @@ class VCLIPSegX(VCLIPSeg):
         s = self.settings
         if not s.least_share:
             return super().sure(confidence, labels, taught)
-        tried = (
-            s.threshold * torch.arange(11, device=labels.device) / 10
-        )  # from none up to all of it
-        passed = torch.bucketize(confidence, tried, right=True) - 1  # the highest that each reaches
+        tenths = torch.arange(11, device=labels.device)
+        tried = s.threshold * tenths / 10  # from none up to all of it
+        highest = torch.bucketize(confidence, tried, right=True) - 1  # that each voxel reaches
+        bins = (labels * len(tried) + highest).flatten()
         counts = confidence.new_zeros(len(self.text) * len(tried))
-        counts = counts.scatter_add(
-            0, (labels * len(tried) + passed).flatten(), taught.float().flatten()
-        )
-        reached = across(counts).view(-1, len(tried)).flip(1).cumsum(1).flip(1)  # (K, 11)
+        counts = across(counts.scatter_add(0, bins, taught.float().flatten()))
+        reached = counts.view(-1, len(tried)).flip(1).cumsum(1).flip(1)  # (K, 11)
         enough = reached >= s.least_share * reached[:, :1]
         return confidence >= tried[enough.sum(1) - 1][labels]
 

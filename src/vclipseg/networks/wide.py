@@ -72,10 +72,7 @@ def double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class TransposedConv(torch.autograd.Function):
-    """A transposed convolution of 2x2x1 voxels, stride 2x2x1, whose bias has a quick gradient.
-
-    torch's takes several times as long as all the rest of the backward pass.
-    """
+    """A transposed convolution of 2x2x1 voxels, stride 2x2x1, whose bias has a quick gradient."""
 
     SIZES = ((2, 2, 1), (0, 0, 0), (1, 1, 1), True, (0, 0, 0), 1)  # stride, padding, dilation, ...
 
