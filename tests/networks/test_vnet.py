@@ -9,6 +9,7 @@ from vclipseg.networks.vnet import (
     ConvBlock,
     Decoder,
     Encoder,
+    Head,
     MultiDecoderVNet,
     PointwiseConv3d,
     VNet,
@@ -105,6 +106,28 @@ def test_pointwise_convolution_is_a_convolution_and_keeps_the_layout_of_channels
     torch.testing.assert_close(layer(x), F.conv3d(x, layer.weight, layer.bias))
     (grad,) = torch.autograd.grad(layer(x).square().sum(), x)
     assert grad.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def beaten_by_every_feature(layer):
+    """Whether a class has a lower weight than another for each feature."""
+    weight = layer.weight.detach().flatten(1)
+    others = ~torch.eye(len(weight), dtype=torch.bool)
+    return bool((weight[:, None] < weight[None]).all(2)[others].any())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 14])
+def test_head_begins_without_a_favorite(classes):
+    plain, ours = [], []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        plain.append(beaten_by_every_feature(PointwiseConv3d(8, classes)))
+        torch.manual_seed(seed)
+        head = Head(8, classes)
+        ours.append(beaten_by_every_feature(head))
+        torch.testing.assert_close(head.weight.sum(1), torch.zeros_like(head.weight.sum(1)))
+        assert not head.bias.any()
+    assert any(plain)
+    assert not any(ours)
 
 
 def test_trilinear_decoder_aligns_corners():

@@ -75,6 +75,22 @@ class PointwiseConv3d(nn.Conv3d):
         return F.linear(x.permute(0, 2, 3, 4, 1), weight, bias).permute(0, 4, 1, 2, 3)
 
 
+class Head(PointwiseConv3d):
+    """The last convolution, features to logits, that begins without a favorite.
+
+    What it reads is never negative. Were all weights of a class below another's, its probability could
+    not rise above what the biases allow; with 8 features chance alone makes one head in 128 so. Here
+    each class's weights sum to 0, and the biases are 0.
+    """
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__(features, num_classes)
+        assert self.bias is not None
+        with torch.no_grad():
+            self.weight -= self.weight.mean(1, keepdim=True)
+            self.bias.zero_()
+
+
 class ConvTranspose3d(nn.ConvTranspose3d):
     """A transposed 2x2x2 convolution with a stride of 2, quick on the CPU."""
 
@@ -198,7 +214,7 @@ class Decoder(Staged):
             for width, depth in zip(widths, (3, 3, 2, 1), strict=True)
         )
         self.dropout = nn.Dropout3d(dropout)
-        self.head = PointwiseConv3d(filters, num_classes)
+        self.head = Head(filters, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Five maps, the finest first -> (B, K, X, Y, Z)."""

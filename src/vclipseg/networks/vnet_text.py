@@ -18,6 +18,7 @@ from vclipseg.networks.vnet import (
     Conv3d,
     Decoder,
     Encoder,
+    Head,
     PointwiseConv3d,
     Upsampling,
     pad_to_stride,
@@ -108,9 +109,7 @@ class TextVNet(nn.Module):
             Projection(channels, embedding) for _ in range(projections)
         )
         self.coarse = nn.ModuleList(
-            PointwiseConv3d(n * filters, num_classes)
-            for _ in (upsamplings if coarse else ())
-            for n in (4, 2)
+            Head(n * filters, num_classes) for _ in (upsamplings if coarse else ()) for n in (4, 2)
         )
 
     def forward(self, images: Tensor) -> TextVNetOutput:
