@@ -58,6 +58,7 @@ TILTED = f"augment.rotate=15 augment.zoom=0.35{STATISTICS}"
 MEAN_TEACHER = f"method.name=mean_teacher train.seed=1 {TILTED} method.warmup=0.4"
 AD_MT = MEAN_TEACHER.replace("mean_teacher", "ad_mt")
 BEFORE_AND_AFTER = (
+    "methods/ad_mt.md",
     "decisions/0020-a-head-begins-without-a-favorite.md",
     "explanation/experiments.md",
 )
@@ -198,6 +199,7 @@ def test_every_record_is_made_from_its_rows():
             ("robust", AD_MT),
         )
     ]
+    + [("methods/ad_mt.md", "robust", f"{AD_MT} method.unlabeled_weight=0")]
     + [
         ("explanation/experiments.md", recipe, overrides)
         for recipe, overrides in (
