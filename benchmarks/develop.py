@@ -5,7 +5,7 @@
 
 The development list is fixed: the training cases that the recipe leaves unlabeled. Their labels are
 read here, after training, and nowhere else; test cases are not touched. A row with the overrides, the
-commit and the Dice goes to results/development.csv.
+commit and the Dice, each case's too, goes to results/development.csv.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from vclipseg.data.datasets import Dataset
 from vclipseg.evaluation import evaluate
 from vclipseg.experiment import new_run, train_run
 from vclipseg.inference import load
+from vclipseg.runs import Run
 from vclipseg.scores import case_means, write_rows
 
-COLUMNS = ("recipe", "overrides", "seed", "cases", "dice", "lowest", "seconds", "device", "commit")
+COLUMNS = (
+    *("recipe", "overrides", "seed", "cases", "dice", "lowest", "seconds", "device", "commit"),
+    "case_dice",  # in the order of the split's unlabeled cases
+)
 
 
 def main() -> None:
@@ -46,18 +50,7 @@ def main() -> None:
     console.note(describe(run))
     train_run(run, prepared.cases, console)
     values = score(run.folder, prepared.dataset, prepared.split.unlabeled, console)
-    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    row = {
-        "recipe": arguments.recipe.as_posix(),
-        "overrides": " ".join(arguments.overrides),
-        "seed": experiment.train.seed,
-        "cases": len(values),
-        "dice": statistics.mean(values),
-        "lowest": min(values),
-        "seconds": run.train_seconds,
-        "device": f"{environment['device']}, {environment['threads']} thread(s)",
-        "commit": environment["commit"] or "",
-    }
+    row = make_row(arguments.recipe, arguments.overrides, run, values)
     append(arguments.record, row)
     print(json.dumps(row, indent=2))
 
@@ -75,6 +68,30 @@ def score(
             on_progress=lambda done, total, case_id: advance(done, case_id, total),
         )
     return list(case_means(rows, "dice").values())
+
+
+def make_row(recipe: Path, overrides: list[str], run: Run, values: list[float]) -> dict:
+    """What the record says of a trained run and the Dice of its development cases."""
+    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    return {
+        "recipe": recipe.as_posix(),
+        "overrides": " ".join(overrides),
+        "seed": run.experiment.train.seed,
+        "seconds": run.train_seconds,
+        "device": f"{environment['device']}, {environment['threads']} thread(s)",
+        "commit": environment["commit"] or "",
+        **dice_of(values),
+    }
+
+
+def dice_of(values: list[float]) -> dict:
+    """The columns about the Dice of development cases."""
+    return {
+        "cases": len(values),
+        "dice": statistics.mean(values),
+        "lowest": min(values),
+        "case_dice": " ".join(f"{value:.4f}" for value in values),
+    }
 
 
 def append(path: Path, row: dict) -> None:

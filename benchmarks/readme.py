@@ -41,6 +41,7 @@ GRIDS = (
     "hippocampus-methods",
     "hippocampus-4",
 )
+OF_A_METHOD = ("method.", "teachers=", "labels=")  # what a development run was told of its method
 COLUMNS = {  # metric -> heading and format
     "dice": ("Dice", ".3f"),
     "jaccard": ("Jaccard", ".3f"),
@@ -262,14 +263,35 @@ def show_development(folder: Path) -> str:
         return NOT_MEASURED
     lines = [
         f"| {Path(row['recipe']).stem} | {changes(row['overrides'])} | {row['seed']} | "
-        f"{float(row['dice']):.3f} | {float(row['lowest']):.2f} | {float(row['seconds']):.0f} | "
-        f"{row['commit']} |"
+        f"{float(row['dice']):.3f} | {beside_supervised(row, rows)} | {float(row['lowest']):.2f} | "
+        f"{float(row['seconds']):.0f} | {row['commit']} |"
         for row in rows
     ]
-    headings = ["Recipe", "Changed", "Seed", "Dice", "Lowest case", "Training, s", "Commit"]
+    headings = ["Recipe", "Changed", "Seed", "Dice", "Minus supervised", "Lowest case"]
+    headings += ["Training, s", "Commit"]
     return "\n".join(
         ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings), *lines, ""]
     )
+
+
+def beside_supervised(row: dict[str, str], rows: list[dict[str, str]]) -> str:
+    """How far a row is from the latest supervised run that was told the same but for its method.
+
+    With a 95% interval over the cases; empty where the cases of either are not in the record.
+    """
+    told = " ".join(word for word in row["overrides"].split() if not word.startswith(OF_A_METHOD))
+    same = [
+        other
+        for other in rows
+        if (Path(other["recipe"]).stem, other["overrides"]) == ("supervised", told)
+    ]
+    if not same or row is same[-1] or not (row["case_dice"] and same[-1]["case_dice"]):
+        return ""
+    a, b = ([float(v) for v in of["case_dice"].split()] for of in (row, same[-1]))
+    if len(a) != len(b):
+        return ""
+    found = paired_comparison(a, b)
+    return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
 def show_modes(record: Path) -> str:

@@ -380,15 +380,33 @@ def test_ways_to_cover_a_volume_are_shown(tmp_path):
 
 def test_what_was_tried_is_shown(tmp_path):
     (tmp_path / "development.csv").write_text(
-        "recipe,overrides,seed,cases,dice,lowest,seconds,device,commit\n"
-        "recipes/a/robust.toml,train.seed=1 method.warmup=0,1,9,0.5,0.25,60,a CPU,abc\n"
-        "recipes/b/robust.toml,,0,9,0.6,0.35,60,a CPU,abc\n"
+        "recipe,overrides,seed,cases,dice,lowest,seconds,device,commit,case_dice\n"
+        "recipes/a/robust.toml,train.seed=1 method.warmup=0,1,9,0.5,0.25,60,a CPU,abc,\n"
+        "recipes/b/robust.toml,,0,9,0.6,0.35,60,a CPU,abc,\n"
     )
     shown = readme.fill("<!-- development:a -->\n<!-- /development -->\n", tmp_path)
-    assert "| robust | `method.warmup=0` | 1 | 0.500 | 0.25 | 60 | abc |" in shown
+    assert "| robust | `method.warmup=0` | 1 | 0.500 |  | 0.25 | 60 | abc |" in shown
     assert "0.600" not in shown
     assert "| robust | nothing | 0 | 0.600 |" in readme.show_development(tmp_path / "b")
     assert "Not measured" in readme.show_development(tmp_path / "c")
+
+
+def test_what_was_tried_is_compared_case_by_case_where_cases_are_recorded(tmp_path):
+    def row(recipe, overrides, cases):
+        return f"recipes/a/{recipe}.toml,{overrides},1,3,0.5,0.1,60,a CPU,abc,{cases}\n"
+
+    (tmp_path / "development.csv").write_text(
+        "recipe,overrides,seed,cases,dice,lowest,seconds,device,commit,case_dice\n"
+        + row("supervised", "train.seed=1 augment.rotate=15", "0.1 0.1 0.1")  # measured again below
+        + row("supervised", "train.seed=1 augment.rotate=15", "0.5 0.6 0.7")
+        + row("robust", "train.seed=1 augment.rotate=15 method.warmup=0", "0.6 0.7 0.8")
+        + row("robust", "train.seed=1 augment.rotate=15 teachers=2", "0.6 0.7")
+        + row("robust", "train.seed=1 augment.rotate=15 teachers=3", "")
+        + row("robust", "train.seed=1", "0.6 0.7 0.8")
+    )
+    lines = readme.show_development(tmp_path / "a").splitlines()[2:]
+    differences = [line.split("|")[5].strip() for line in lines]
+    assert differences == ["-0.500 (-0.600 to -0.400)", "", "+0.100 (+0.100 to +0.100)", "", "", ""]
 
 
 def test_what_a_server_went_through_is_shown(tmp_path):
