@@ -227,6 +227,8 @@ def test_every_record_is_made_from_its_rows():
             ("robust", f"{SURE} method.largest_component=true"),
             ("robust", f"{SURE} method.cooldown=0.15"),
             ("robust", f"{SURE.removesuffix(' method.copy_paste=0')} method.paste=unlabeled"),
+            ("robust", "labels=registered every=3"),
+            ("supervised", f"train.seed=1 {TILTED} teachers=1"),
         )
     ],
 )
