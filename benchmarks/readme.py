@@ -41,7 +41,12 @@ GRIDS = (
     "hippocampus-methods",
     "hippocampus-4",
 )
-OF_A_METHOD = ("method.", "teachers=", "labels=")  # what a development run was told of its method
+OF_A_METHOD = (
+    "method.",
+    "teachers=",
+    "labels=",
+    "train.init_from=",
+)  # what a development run was told of its method
 COLUMNS = {  # metric -> heading and format
     "dice": ("Dice", ".3f"),
     "jaccard": ("Jaccard", ".3f"),

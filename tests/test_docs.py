@@ -229,6 +229,7 @@ def test_every_record_is_made_from_its_rows():
             ("robust", f"{SURE.removesuffix(' method.copy_paste=0')} method.paste=unlabeled"),
             ("robust", "labels=registered every=3"),
             ("supervised", f"train.seed=1 {TILTED} teachers=1"),
+            ("supervised", f"train.seed=1 {TILTED} train.init_from=runs/pre"),
         )
     ],
 )
