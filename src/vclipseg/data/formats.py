@@ -18,6 +18,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import h5py
+    import SimpleITK
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -184,6 +185,13 @@ def _read_itk(path: Path) -> Voxels:
 def _write_itk(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     import SimpleITK as sitk
 
+    sitk.WriteImage(itk_image(array, affine), str(path), useCompression=True)
+
+
+def itk_image(array: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
+    """ITK's image of voxels `(X, Y, Z[, C])` and their affine to RAS+ mm: the way back of `itk_affine`."""
+    import SimpleITK as sitk
+
     vector = array.ndim == 4
     data = np.moveaxis(array.T, 0, -1) if vector else array.T  # (Z, Y, X[, C])
     image = sitk.GetImageFromArray(np.ascontiguousarray(data), isVector=vector)
@@ -192,7 +200,7 @@ def _write_itk(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.SetSpacing(spacing)
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
     image.SetOrigin(lps[:3, 3].tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    return image
 
 
 def _hdf5_affine() -> np.ndarray:
