@@ -3,10 +3,10 @@
     python benchmarks/readme.py
 
 `results` markers take a short table of a grid, `table` markers all of it, with its figures, `method`
-markers the rows of one method; `speed`, `modes`, `simulation`, `load` and `development` markers what
-`speed.py`, `modes.py`, `annotate_next.py`, `serve_load.py` and `develop.py` found. What has no record reads
-"not measured yet". tests/test_docs.py fails where a page says anything else than this script would
-write.
+markers the rows of one method; `speed`, `modes`, `simulation`, `load`, `development` and `second` markers
+what `speed.py`, `modes.py`, `annotate_next.py`, `serve_load.py`, `develop.py` and `second_test.py` found.
+What has no record reads "not measured yet". tests/test_docs.py fails where a page says anything else than
+this script would write.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from second_test import Asked, comparisons, read_scores
 
 from vclipseg.files import write_text
 from vclipseg.statistics import Interval, adjust, bootstrap_mean, paired_comparison
@@ -72,8 +73,9 @@ def fill(text: str, results: Path) -> str:
     `<!-- speed:DEVICE -->` and `<!-- /speed -->`, what to annotate next between
     `<!-- simulation:NAME -->` and `<!-- /simulation -->`, what a server went through between
     `<!-- load:NAME -->` and `<!-- /load -->`, and what was tried with the recipes of a folder between
-    `<!-- development:FOLDER -->` and `<!-- /development -->`, and how accurate the ways to cover a volume
-    are between `<!-- modes:NAME -->` and `<!-- /modes -->`.
+    `<!-- development:FOLDER -->` and `<!-- /development -->`, how accurate the ways to cover a volume are
+    between `<!-- modes:NAME -->` and `<!-- /modes -->`, and the second test of a grid between
+    `<!-- second:GRID -->` and `<!-- /second -->`.
     """
     kinds = {
         "results": show,
@@ -84,6 +86,7 @@ def fill(text: str, results: Path) -> str:
         "load": show_load,
         "development": show_development,
         "modes": show_modes,
+        "second": show_second,
     }
     for kind, make in kinds.items():
         text = re.sub(
@@ -297,6 +300,37 @@ def beside_supervised(row: dict[str, str], rows: list[dict[str, str]]) -> str:
         return ""
     found = paired_comparison(a, b)
     return f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def show_second(grid: Path) -> str:
+    """VCLIPSeg-X beside each other method of a grid's second-test.csv."""
+    path = grid / "second-test.csv"
+    found = read_scores(path)
+    lines = [
+        f"| {ours.dataset} | {other.method} ({other.preset}) | {seeds(found, ours, other)} | {c.n} | "
+        f"{c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f}) | {c.p:.2g} |"
+        for ours in found
+        if ours.method == "vclipseg_x"
+        for other, c in comparisons(found, ours).items()
+    ]
+    if not lines:
+        return NOT_MEASURED
+    headings = ["Data", "Against", "Seeds", "Cases", "Dice of VCLIPSeg-X minus it", "p"]
+    return "\n".join(
+        [
+            "| " + " | ".join(headings) + " |",
+            "|" + " --- |" * len(headings),
+            *lines,
+            "",
+            f"Made from [{path.name}](../results/{grid.name}/{path.name}).",
+            "",
+        ]
+    )
+
+
+def seeds(found: dict[Asked, dict], ours: Asked, other: Asked) -> str:
+    """Those that both have."""
+    return ", ".join(map(str, sorted(found[ours].keys() & found[other].keys())))
 
 
 def show_modes(record: Path) -> str:

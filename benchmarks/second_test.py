@@ -1,19 +1,24 @@
-"""Compare two methods on ten training cases that both left unlabeled: a second look beside the test cases.
+"""Compare methods on ten training cases that all left unlabeled: a second look beside the test cases.
 
-    python benchmarks/second_test.py RUN RUN RUN --other RUN RUN RUN --data FOLDER --record FILE.csv
+    python benchmarks/second_test.py RUN [RUN ...] --data FOLDER --record FILE.csv
 
-RUN are finished run folders, a seed each, of one method; those after --other of another. The ten cases are
-the first of the development list. Their labels had no part in training; but settings were chosen on the
-list, so that it counts for less than the test cases, and its p is not adjusted for theirs. Rows of method,
-preset, steps, seed, case and Dice go to the record, in the place of earlier ones of the same runs; the
-difference of the seeds' averages, its interval over cases and Wilcoxon's p are printed.
+RUN are finished run folders, a seed of a method each. The ten cases are the first of the development list.
+Their labels had no part in training; but settings were chosen on the list, so that it counts for less than
+the test cases, and its p is not adjusted for theirs. A row of each run and case goes to the record, in the
+place of earlier ones of the same run: what it lacks can be added later. Then the method of the first RUN is
+compared with each other one of the record: the difference of the averages over the seeds that both have, its
+interval over cases and Wilcoxon's p are printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from develop import score
@@ -25,8 +30,24 @@ from vclipseg.runs import Run
 from vclipseg.scores import write_rows
 from vclipseg.statistics import Comparison, mean_over_seeds, paired_comparison
 
-COLUMNS = ("settings_hash", "method", "preset", "steps", "seed", "case_id", "dice")
+COLUMNS = (
+    *("settings_hash", "dataset", "method", "preset", "steps", "seed", "case_id", "dice"),
+    *("device", "commit"),
+)
 CASES = 10
+
+
+class Asked(NamedTuple):
+    """What runs of different seeds have in common."""
+
+    dataset: str
+    method: str
+    preset: str
+    steps: str
+
+
+Scores = dict[int, dict[str, float]]
+"""Seed -> case -> Dice."""
 
 
 def main() -> None:
@@ -34,54 +55,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--other", type=Path, nargs="+", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--cases", type=int, default=CASES)
     arguments = parser.parse_args()
-    both = [
-        [Run.open(folder) for folder in folders] for folders in (arguments.runs, arguments.other)
-    ]
-    case_ids = shared_cases([run for runs in both for run in runs], arguments.cases)
-    rows = [rows_of(run, arguments.data, case_ids) for runs in both for run in runs]
-    add_rows(arguments.record, [row for of_run in rows for row in of_run])
-    print(compare(rows[: len(both[0])], rows[len(both[0]) :]).claim)
+    runs = [Run.open(folder) for folder in arguments.runs]
+    rows = [row for run in runs for row in rows_of(run, arguments.data, arguments.cases)]
+    add_rows(arguments.record, rows)
+    found = read_scores(arguments.record)
+    for comparison in comparisons(found, asked(rows[0])).values():
+        print(comparison.claim)
 
 
-def add_rows(record: Path, rows: list[dict]) -> None:
-    """Rows of other runs stay."""
-    hashes = {row["settings_hash"] for row in rows}
-    kept = []
-    if record.is_file():
-        with record.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if row["settings_hash"] not in hashes]
-    write_rows(record, COLUMNS, [*kept, *rows])
-
-
-def shared_cases(runs: list[Run], count: int) -> list[str]:
-    """The first cases that all left unlabeled.
-
-    Raises:
-        UsageError: the runs have different lists.
-    """
-    lists = {run.split.unlabeled for run in runs}
-    if len(lists) > 1:
-        raise UsageError("the runs leave different cases unlabeled")
-    return list(lists.pop()[:count])
-
-
-def rows_of(run: Run, data: Path, case_ids: list[str]) -> list[dict]:
-    """Dice of a run on each case."""
+def rows_of(run: Run, data: Path, count: int) -> list[dict]:
+    """Dice of a run on the first cases that it left unlabeled."""
     e = run.experiment
     names, stored = e.data.class_names, e.data.label_values
     dataset = open_dataset(data, class_names=names, label_values=stored)
-    values = score(run.folder, dataset, tuple(case_ids), Console())
+    case_ids = run.split.unlabeled[:count]
+    values = score(run.folder, dataset, case_ids, Console())
+    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
     about = {
         "settings_hash": run.settings_hash,
+        "dataset": e.name,
         "method": e.method_name,
         "preset": e.preset,
         "steps": e.train.steps,
         "seed": e.train.seed,
+        "device": f"{environment['device']}, {environment['threads']} thread(s)",
+        "commit": environment["commit"] or "",
     }
     return [
         {**about, "case_id": case_id, "dice": dice}
@@ -89,13 +91,66 @@ def rows_of(run: Run, data: Path, case_ids: list[str]) -> list[dict]:
     ]
 
 
-def compare(ours: list[list[dict]], others: list[list[dict]]) -> Comparison:
+def add_rows(record: Path, rows: list[dict]) -> None:
+    """Rows of other runs stay."""
+    hashes = {row["settings_hash"] for row in rows}
+    kept = [row for row in read_rows(record) if row["settings_hash"] not in hashes]
+    write_rows(record, COLUMNS, [*kept, *rows])
+
+
+def read_rows(record: Path) -> list[dict[str, str]]:
+    """None where there is no record yet."""
+    if not record.is_file():
+        return []
+    with record.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def asked(row: dict) -> Asked:
+    """Of a row, new or read."""
+    return Asked(*(str(row[column]) for column in Asked._fields))
+
+
+def read_scores(record: Path) -> dict[Asked, Scores]:
+    """What the record holds, methods in the order of their first rows."""
+    found: dict[Asked, Scores] = defaultdict(lambda: defaultdict(dict))
+    for row in read_rows(record):
+        found[asked(row)][int(row["seed"])][row["case_id"]] = float(row["dice"])
+    return dict(found)
+
+
+def comparisons(found: dict[Asked, Scores], ours: Asked) -> dict[Asked, Comparison]:
+    """Of `ours` with each other method on the same data, over the seeds that both have.
+
+    Raises:
+        UsageError: the runs left different cases unlabeled.
+    """
+    others = [a for a in found if a.dataset == ours.dataset and a != ours]
+    seeds = {a: sorted(found[a].keys() & found[ours].keys()) for a in others}
+    return {a: compare(ours, a, found, seeds[a]) for a in others if seeds[a]}
+
+
+def compare(ours: Asked, other: Asked, found: dict[Asked, Scores], seeds: list[int]) -> Comparison:
     """Each case averaged over the seeds, then paired."""
-    tables = [
-        np.array([[row["dice"] for row in of_run] for of_run in runs]) for runs in (ours, others)
-    ]
-    first, second = (f"{runs[0][0]['method']} ({runs[0][0]['preset']})" for runs in (ours, others))
-    return paired_comparison(*(mean_over_seeds(table) for table in tables), names=(first, second))
+    tables = [[found[a][seed] for seed in seeds] for a in (ours, other)]
+    case_ids = same_cases(scores for table in tables for scores in table)
+    means = (
+        mean_over_seeds(np.array([[scores[c] for c in case_ids] for scores in table]))
+        for table in tables
+    )
+    return paired_comparison(*means, names=tuple(f"{a.method} ({a.preset})" for a in (ours, other)))
+
+
+def same_cases(scored: Iterable[dict[str, float]]) -> list[str]:
+    """The cases that all runs were scored on.
+
+    Raises:
+        UsageError: they were not scored on the same ones.
+    """
+    lists = {frozenset(scores) for scores in scored}
+    if len(lists) > 1:
+        raise UsageError("the runs leave different cases unlabeled")
+    return sorted(lists.pop())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from vclipseg.config import build_experiment, load_experiment
 from vclipseg.data.plan import Plan
 from vclipseg.methods import METHODS, presets
 from vclipseg.metrics import METRICS
-from vclipseg.scores import CASE_COLUMNS
+from vclipseg.scores import CASE_COLUMNS, write_rows
 from vclipseg.settings import Settings
 from vclipseg.tables.facts import GridFacts, read_facts, write_facts
 from vclipseg.tables.markdown import markdown
@@ -37,6 +37,7 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
 make_reference = importlib.import_module("make_reference")
 readme = importlib.import_module("readme")
 develop = importlib.import_module("develop")
+second_test = importlib.import_module("second_test")
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 METHOD_FILES = sorted(
@@ -410,6 +411,31 @@ def test_what_was_tried_is_compared_case_by_case_where_cases_are_recorded(tmp_pa
     lines = readme.show_development(tmp_path / "a").splitlines()[2:]
     differences = [line.split("|")[5].strip() for line in lines]
     assert differences == ["-0.500 (-0.600 to -0.400)", "", "+0.100 (+0.100 to +0.100)", "", "", ""]
+
+
+def test_the_second_test_is_of_the_seeds_that_both_have(tmp_path):
+    common = {"dataset": "la", "preset": "robust", "steps": 9, "device": "", "commit": ""}
+    dice = {("vclipseg_x", 0): 0.8, ("vclipseg_x", 1): 0.1, ("cps", 0): 0.7}
+    (tmp_path / "grid").mkdir()
+    write_rows(
+        tmp_path / "grid/second-test.csv",
+        second_test.COLUMNS,
+        [
+            {
+                **common,
+                "settings_hash": m,
+                "method": m,
+                "seed": seed,
+                "case_id": f"{i}",
+                "dice": v + i / 100,
+            }
+            for (m, seed), v in dice.items()
+            for i in range(10)
+        ],
+    )
+    shown = readme.fill("<!-- second:grid -->\n<!-- /second -->\n", tmp_path)
+    assert "| la | cps (robust) | 0 | 10 | +0.1000 (+0.1000 to +0.1000) |" in shown
+    assert "Not measured" in readme.fill("<!-- second:none -->\n<!-- /second -->\n", tmp_path)
 
 
 def test_what_a_server_went_through_is_shown(tmp_path):
