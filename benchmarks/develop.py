@@ -5,7 +5,8 @@
 
 The development list is fixed: the training cases that the recipe leaves unlabeled. Their labels are
 read here, after training, and nowhere else; test cases are not touched. A row with the overrides, the
-commit and the Dice, each case's too, goes to results/development.csv.
+commit and the Dice, each case's too, goes to results/development.csv. A finished run of these settings in
+--out, as of a grid, is not trained again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import sys
 from pathlib import Path
 
 from vclipseg.commands import describe
-from vclipseg.config import load_experiment
+from vclipseg.config import Experiment, load_experiment
 from vclipseg.console import Console
 from vclipseg.data.datasets import Dataset
+from vclipseg.errors import UsageError
 from vclipseg.evaluation import evaluate
-from vclipseg.experiment import new_run, train_run
+from vclipseg.experiment import new_run, open_split, train_run
 from vclipseg.inference import load
 from vclipseg.runs import Run
 from vclipseg.scores import case_means, write_rows
@@ -46,13 +48,31 @@ def main() -> None:
     console = Console()
     experiment = load_experiment(arguments.recipe, arguments.overrides)
     command = sys.argv
-    run, prepared = new_run(experiment, arguments.data, arguments.out, console, command)
-    console.note(describe(run))
-    train_run(run, prepared.cases, console)
-    values = score(run.folder, prepared.dataset, prepared.split.unlabeled, console)
+    if (arguments.out / "experiment.json").is_file():
+        run = finished(arguments.out, experiment)
+    else:
+        run, prepared = new_run(experiment, arguments.data, arguments.out, console, command)
+        console.note(describe(run))
+        train_run(run, prepared.cases, console)
+    dataset, split = open_split(experiment, arguments.data)
+    values = score(run.folder, dataset, split.unlabeled, console)
     row = make_row(arguments.recipe, arguments.overrides, run, values)
     append(arguments.record, row)
     print(json.dumps(row, indent=2))
+
+
+def finished(folder: Path, experiment: Experiment) -> Run:
+    """The run in a folder.
+
+    Raises:
+        UsageError: it is not finished, or of other settings.
+    """
+    run = Run.open(folder)
+    if not run.model_path.is_file():
+        raise UsageError(f"{folder}: not finished; go on with `vclipseg train --resume {folder}`")
+    if run.experiment.to_json() != experiment.to_json():
+        raise UsageError(f"{folder}: a run of other settings; name a new folder")
+    return run
 
 
 def score(

@@ -64,6 +64,8 @@ BEFORE_AND_AFTER = (
     "decisions/0020-a-head-begins-without-a-favorite.md",
     "explanation/experiments.md",
 )
+ROBUST_1 = f"train.seed=1 {TILTED} method.warmup=0.4"
+NOT_OURS = ("arco", "caml", "caussl", "crossmatch")
 UNMIXED = f"train.seed=1 {TILTED} method.warmup=0.4 method.copy_paste=0"
 X_BY_NAME = f"method.name=vclipseg_x train.seed=1 {TILTED} method.warmup=0.4"
 MEASURED_AGAIN = defaultdict(
@@ -230,6 +232,13 @@ def test_every_record_is_made_from_its_rows():
             ("robust", f"{SURE.removesuffix(' method.copy_paste=0')} method.paste=unlabeled"),
             ("robust", "labels=registered every=3"),
             ("supervised", f"train.seed=1 {TILTED} teachers=1"),
+            *(("robust", f"method.name={name} {ROBUST_1}") for name in NOT_OURS),
+            ("robust", ROBUST_1),
+            *(
+                ("robust", f"method.name={name} {ROBUST_1.replace('seed=1', 'seed=2')}")
+                for name in ("mean_teacher", "ua_mt", "cps", "vclipseg_x")
+            ),
+            ("supervised", f"train.seed=2 {TILTED}"),
             ("supervised", f"train.seed=1 {TILTED} train.init_from=runs/pre"),
         )
     ],
