@@ -92,16 +92,21 @@ def score(
 
 def make_row(recipe: Path, overrides: list[str], run: Run, values: list[float]) -> dict:
     """What the record says of a trained run and the Dice of its development cases."""
-    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
     return {
         "recipe": recipe.as_posix(),
         "overrides": " ".join(overrides),
         "seed": run.experiment.train.seed,
         "seconds": run.train_seconds,
-        "device": f"{environment['device']}, {environment['threads']} thread(s)",
-        "commit": environment["commit"] or "",
+        **trained_on(run),
         **dice_of(values),
     }
+
+
+def trained_on(run: Run) -> dict[str, str]:
+    """The columns about machine and commit."""
+    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    device = f"{environment['device']}, {environment['threads']} thread(s)"
+    return {"device": device, "commit": environment["commit"] or ""}
 
 
 def dice_of(values: list[float]) -> dict:
@@ -116,12 +121,16 @@ def dice_of(values: list[float]) -> dict:
 
 def append(path: Path, row: dict) -> None:
     """Add a row to the record."""
-    rows: list[dict] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(path, COLUMNS, [*rows, row])
+    write_rows(path, COLUMNS, [*read_rows(path), row])
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """None where there is no record yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

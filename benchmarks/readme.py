@@ -308,14 +308,14 @@ def show_second(grid: Path) -> str:
     found = read_scores(path)
     lines = [
         f"| {ours.dataset} | {other.method} ({other.preset}) | {seeds(found, ours, other)} | {c.n} | "
-        f"{c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f}) | {c.p:.2g} |"
+        f"{c.difference:+.4f} ({c.low:+.4f} to {c.high:+.4f}) | {c.p_adjusted:.2g} |"
         for ours in found
         if ours.method == "vclipseg_x"
         for other, c in comparisons(found, ours).items()
     ]
     if not lines:
         return NOT_MEASURED
-    headings = ["Data", "Against", "Seeds", "Cases", "Dice of VCLIPSeg-X minus it", "p"]
+    headings = ["Data", "Against", "Seeds", "Cases", "Dice of VCLIPSeg-X minus it", "p (Holm)"]
     return "\n".join(
         [
             "| " + " | ".join(headings) + " |",

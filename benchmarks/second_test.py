@@ -4,31 +4,29 @@
 
 RUN are finished run folders, a seed of a method each. The ten cases are the first of the development list.
 Their labels had no part in training; but settings were chosen on the list, so that it counts for less than
-the test cases, and its p is not adjusted for theirs. A row of each run and case goes to the record, in the
-place of earlier ones of the same run: what it lacks can be added later. Then the method of the first RUN is
-compared with each other one of the record: the difference of the averages over the seeds that both have, its
-interval over cases and Wilcoxon's p are printed.
+the test cases, and its p is adjusted after Holm for the methods it is asked of, not for theirs. A row of
+each run and case goes to the record, in the place of earlier ones of the same run: what it lacks can be
+added later. Then the method of the first RUN is compared with each other one of the record: the difference
+of the averages over the seeds that both have, its interval over cases and Wilcoxon's p are printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from develop import score
+from develop import read_rows, score, trained_on
 
 from vclipseg.console import Console
 from vclipseg.data.datasets import open_dataset
 from vclipseg.errors import UsageError
 from vclipseg.runs import Run
 from vclipseg.scores import write_rows
-from vclipseg.statistics import Comparison, mean_over_seeds, paired_comparison
+from vclipseg.statistics import Comparison, adjust, mean_over_seeds, paired_comparison
 
 COLUMNS = (
     *("settings_hash", "dataset", "method", "preset", "steps", "seed", "case_id", "dice"),
@@ -74,7 +72,6 @@ def rows_of(run: Run, data: Path, count: int) -> list[dict]:
     dataset = open_dataset(data, class_names=names, label_values=stored)
     case_ids = run.split.unlabeled[:count]
     values = score(run.folder, dataset, case_ids, Console())
-    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
     about = {
         "settings_hash": run.settings_hash,
         "dataset": e.name,
@@ -82,8 +79,7 @@ def rows_of(run: Run, data: Path, count: int) -> list[dict]:
         "preset": e.preset,
         "steps": e.train.steps,
         "seed": e.train.seed,
-        "device": f"{environment['device']}, {environment['threads']} thread(s)",
-        "commit": environment["commit"] or "",
+        **trained_on(run),
     }
     return [
         {**about, "case_id": case_id, "dice": dice}
@@ -96,14 +92,6 @@ def add_rows(record: Path, rows: list[dict]) -> None:
     hashes = {row["settings_hash"] for row in rows}
     kept = [row for row in read_rows(record) if row["settings_hash"] not in hashes]
     write_rows(record, COLUMNS, [*kept, *rows])
-
-
-def read_rows(record: Path) -> list[dict[str, str]]:
-    """None where there is no record yet."""
-    if not record.is_file():
-        return []
-    with record.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def asked(row: dict) -> Asked:
@@ -120,14 +108,15 @@ def read_scores(record: Path) -> dict[Asked, Scores]:
 
 
 def comparisons(found: dict[Asked, Scores], ours: Asked) -> dict[Asked, Comparison]:
-    """Of `ours` with each other method on the same data, over the seeds that both have.
+    """Of `ours` with each other method on the same data, over the seeds that both have, p after Holm.
 
     Raises:
         UsageError: the runs left different cases unlabeled.
     """
     others = [a for a in found if a.dataset == ours.dataset and a != ours]
     seeds = {a: sorted(found[a].keys() & found[ours].keys()) for a in others}
-    return {a: compare(ours, a, found, seeds[a]) for a in others if seeds[a]}
+    pairs = {a: compare(ours, a, found, seeds[a]) for a in others if seeds[a]}
+    return dict(zip(pairs, adjust(list(pairs.values())), strict=True))
 
 
 def compare(ours: Asked, other: Asked, found: dict[Asked, Scores], seeds: list[int]) -> Comparison:
