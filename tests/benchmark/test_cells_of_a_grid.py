@@ -79,7 +79,7 @@ def test_a_cell_is_recipe_and_preset_and_its_own_settings(grid):
     assert (one.name, one.method_name, one.preset) == ("tiny", "vclipseg", "robust")
     assert (one.method.dlb_weighting, one.train.lr) == ("equal", 0.5)
     assert (one.train.steps, one.method.filters, one.train.seed) == (100, 4, 0)
-    assert one.method.copy_paste == 0.67  # of the preset
+    assert one.method.teacher_decay == 0.99  # of the preset
     assert grid.experiment(supervised).method_name == "supervised"
     assert grid.experiment(faithful).train.optimizer == "sgd"
 

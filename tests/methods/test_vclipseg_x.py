@@ -29,7 +29,7 @@ def make(**changes):
 
 def test_without_its_switches_it_is_vclipseg():
     ours = make()
-    theirs = build("vclipseg", "robust", copy_paste=0.0)
+    theirs = build("vclipseg", "robust")
     theirs.load_state_dict(ours.state_dict())
     batch = batch_for(ours)
     for x, y in zip(

@@ -7,8 +7,8 @@
 p_i is the output of decoder i. P = sum_i w_i p_i, w = softmax(1 - sigmoid(L_dice(p_i, y))), is one
 pseudo-label for both. v_k is the prototype of class k: the mean embedding of the voxels that the label
 and every decoder call k; t_k is the text vector of the class name. The voxel-wise prompts (VWPM) are in
-the network. Beyond the paper, for the preset `robust`: an averaged teacher makes P, and labeled and
-unlabeled patches exchange a box (copy-paste), so that each decoder sees both in one image.
+the network. Beyond the paper: an averaged teacher may make P, as in the preset `robust`, and labeled
+and unlabeled patches may exchange a box (copy-paste), so that each decoder sees both in one image.
 """
 
 from __future__ import annotations
@@ -309,7 +309,6 @@ ROBUST: dict[str, Any] = {
     "unlabeled_weight": 0.5,
     "teacher_decay": 0.99,
     "teacher_statistics": "batch",
-    "copy_paste": 0.67,
     "warmup": 0.4,
     "prototype_grid": 8,
     "predict_with": "mean",

@@ -159,6 +159,6 @@ TEACHER: dict[str, Any] = {
     "predict_with": "mean",
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "robust": {"method": {**ROBUST, "copy_paste": 0.0, **X}, "train": {}},
+    "robust": {"method": {**ROBUST, **X}, "train": {}},
     "faithful": {"method": {**TEACHER, **X}, "train": SGD},
 }
