@@ -66,6 +66,8 @@ BEFORE_AND_AFTER = (
 )
 ROBUST_1 = f"train.seed=1 {TILTED} method.warmup=0.4"
 NOT_OURS = ("arco", "caml", "caussl", "crossmatch")
+PLUS = "mcnet method.preset=plus_robust"
+SEED_2 = ("mean_teacher", "ua_mt", "cps", "mcnet", PLUS, "arco", "caml", "vclipseg_x")
 UNMIXED = f"train.seed=1 {TILTED} method.warmup=0.4 method.copy_paste=0"
 X_BY_NAME = f"method.name=vclipseg_x train.seed=1 {TILTED} method.warmup=0.4"
 MEASURED_AGAIN = defaultdict(
@@ -232,13 +234,14 @@ def test_every_record_is_made_from_its_rows():
             ("robust", f"{SURE.removesuffix(' method.copy_paste=0')} method.paste=unlabeled"),
             ("robust", "labels=registered every=3"),
             ("supervised", f"train.seed=1 {TILTED} teachers=1"),
+            ("supervised", f"train.seed=1 {TILTED} teachers=3"),
             *(("robust", f"method.name={name} {ROBUST_1}") for name in NOT_OURS),
             ("robust", ROBUST_1),
             ("robust", UNMIXED),
             ("robust", UNMIXED.replace("seed=1", "seed=2")),
             *(
                 ("robust", f"method.name={name} {ROBUST_1.replace('seed=1', 'seed=2')}")
-                for name in ("mean_teacher", "ua_mt", "cps", "mcnet", "vclipseg_x")
+                for name in SEED_2
             ),
             ("supervised", f"train.seed=2 {TILTED}"),
             ("supervised", f"train.seed=1 {TILTED} train.init_from=runs/pre"),
