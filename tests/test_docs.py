@@ -220,6 +220,7 @@ def test_every_record_is_made_from_its_rows():
             ("robust", f"{UNMIXED} method.threshold=0.9"),
             ("robust", f"{X_BY_NAME} method.twins=true"),
             ("robust", f"{X_BY_NAME} {PLAIN_X}"),
+            ("robust", f"{X_BY_NAME} {PLAIN_X}".replace("seed=1", "seed=2")),
             ("robust", X_BY_NAME),
             ("robust", X_BY_NAME.removesuffix(" method.warmup=0.4")),
             ("robust", f"{X_BY_NAME} method.teacher_decay=0"),
