@@ -154,7 +154,8 @@ def test_unlabeled_images_change_the_gradient(name, preset_name):
         return gradient(method.loss(replace(batch, images=images), LATE).total, method)
 
     images = batch_for(method, seed=5).unlabeled_images
-    assert not torch.allclose(of(images), of(images.flip(2) * 2))
+    control = preset_name == "robust_without_unlabeled"  # blind but for batch statistics
+    assert torch.allclose(of(images), of(images.flip(2) * 2)) == control
 
 
 @each_recipe
