@@ -9,7 +9,7 @@
 p_i is what network i makes of x', p_ij its output at a coarser scale j. Four labeled scans show the
 anatomy of four people; deformed, they show more. A network that says of a deformed scan what the
 teachers say of the plain one learns from shapes that nobody labeled. And two networks that share nothing but
-what they label together err less than two decoders on one encoder.
+what they label together are meant to err less alike than two decoders on one encoder.
 """
 
 from __future__ import annotations
