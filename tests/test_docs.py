@@ -67,7 +67,7 @@ BEFORE_AND_AFTER = (
 ROBUST_1 = f"train.seed=1 {TILTED} method.warmup=0.4"
 NOT_OURS = ("arco", "caml", "caussl", "crossmatch")
 PLUS = "mcnet method.preset=plus_robust"
-SEED_2 = ("mean_teacher", "ua_mt", "cps", "mcnet", PLUS, "arco", "caml", "vclipseg_x")
+SEED_2 = ("mean_teacher", "ua_mt", "cps", "mcnet", PLUS, "vclipseg_x", "bcp", "ad_mt", *NOT_OURS)
 UNMIXED = f"train.seed=1 {TILTED} method.warmup=0.4 method.copy_paste=0"
 X_BY_NAME = f"method.name=vclipseg_x train.seed=1 {TILTED} method.warmup=0.4"
 PLAIN_X = "method.deformation=0 method.threshold=0 method.least_share=0"
