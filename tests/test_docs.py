@@ -66,6 +66,8 @@ BEFORE_AND_AFTER = (
 )
 ROBUST_1 = f"train.seed=1 {TILTED} method.warmup=0.4"
 NOT_OURS = ("arco", "caml", "caussl", "crossmatch")
+LEVEL = ("mean_teacher", "ua_mt", "caml", "caussl", "bcp")
+NO_DROPOUT = "method.preset=faithful method.dropout=0"
 PLUS = "mcnet method.preset=plus_robust"
 SEED_2 = ("mean_teacher", "ua_mt", "cps", "mcnet", PLUS, "vclipseg_x", "bcp", "ad_mt", *NOT_OURS)
 UNMIXED = f"train.seed=1 {TILTED} method.warmup=0.4 method.copy_paste=0"
@@ -209,6 +211,28 @@ def test_every_record_is_made_from_its_rows():
         )
     ]
     + [("methods/ad_mt.md", "robust", f"{AD_MT} method.unlabeled_weight=0")]
+    + [
+        ("benchmark.md", f"hippocampus-4/{recipe}", overrides)
+        for recipe, overrides in (
+            ("supervised", "train.seed=0"),
+            *(("robust", f"method.name={name} train.seed=0") for name in LEVEL),
+            ("robust", "method.name=mean_teacher train.seed=0 method.unlabeled_weight=0"),
+            ("supervised", "train.seed=0 method.preset=faithful"),
+            ("supervised", f"train.seed=0 {NO_DROPOUT}"),
+            ("robust", f"method.name=mean_teacher train.seed=0 {NO_DROPOUT}"),
+            ("robust", f"method.name=bcp train.seed=0 {NO_DROPOUT}"),
+            (
+                "robust",
+                f"method.name=bcp train.seed=0 {NO_DROPOUT} method.warmup=0.4 train.lr_drop_every=0",
+            ),
+            ("robust", f"method.name=ad_mt train.seed=0 {NO_DROPOUT}"),
+            ("robust", f"method.name=ad_mt train.seed=0 {NO_DROPOUT} method.warmup=0.4"),
+            (
+                "robust",
+                f"method.name=arco train.seed=0 {NO_DROPOUT} train.init_from=runs/pretrained",
+            ),
+        )
+    ]
     + [
         ("explanation/experiments.md", recipe, overrides)
         for recipe, overrides in (
