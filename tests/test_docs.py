@@ -65,6 +65,7 @@ BEFORE_AND_AFTER = (
     "explanation/experiments.md",
 )
 ROBUST_1 = f"train.seed=1 {TILTED} method.warmup=0.4"
+ARCO_2 = f"method.name=arco {ROBUST_1.replace('seed=1', 'seed=2')}"
 NOT_OURS = ("arco", "caml", "caussl", "crossmatch")
 LEVEL = ("mean_teacher", "ua_mt", "caml", "caussl", "bcp")
 NO_DROPOUT = "method.preset=faithful method.dropout=0"
@@ -212,6 +213,11 @@ def test_every_record_is_made_from_its_rows():
     ]
     + [("methods/ad_mt.md", "robust", f"{AD_MT} method.unlabeled_weight=0")]
     + [
+        (page, "robust", overrides)
+        for page in ("methods/arco.md", "explanation/experiments.md")
+        for overrides in (ARCO_2, f"{ARCO_2} method.revisiting_weight=0")
+    ]
+    + [
         ("benchmark.md", f"hippocampus-4/{recipe}", overrides)
         for recipe, overrides in (
             ("supervised", "train.seed=0"),
@@ -231,6 +237,12 @@ def test_every_record_is_made_from_its_rows():
                 "robust",
                 f"method.name=arco train.seed=0 {NO_DROPOUT} train.init_from=runs/pretrained",
             ),
+            (
+                "robust",
+                f"method.name=arco train.seed=0 {NO_DROPOUT} method.warmup=0.4"
+                " train.init_from=runs/pretrained",
+            ),
+            ("robust", f"method.name=arco train.seed=0 {NO_DROPOUT}"),
         )
     ]
     + [

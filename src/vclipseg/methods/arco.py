@@ -298,6 +298,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "supervised_weight": 0.5,
             "unlabeled_weight": 0.5,
             "teacher_statistics": "average",
+            "revisiting_weight": 0.0,  # it makes all embeddings alike
         },
         "train": {},
     },
