@@ -65,6 +65,7 @@ BEFORE_AND_AFTER = (
     "explanation/experiments.md",
 )
 ROBUST_1 = f"train.seed=1 {TILTED} method.warmup=0.4"
+MCNET_2 = f"method.name=mcnet {ROBUST_1.replace('seed=1', 'seed=2')}"
 ARCO_2 = f"method.name=arco {ROBUST_1.replace('seed=1', 'seed=2')}"
 NOT_OURS = ("arco", "caml", "caussl", "crossmatch")
 LEVEL = ("mean_teacher", "ua_mt", "caml", "caussl", "bcp")
@@ -212,6 +213,11 @@ def test_every_record_is_made_from_its_rows():
         )
     ]
     + [("methods/ad_mt.md", "robust", f"{AD_MT} method.unlabeled_weight=0")]
+    + [("methods/mcnet.md", "supervised", f"train.seed=2 {TILTED}")]
+    + [
+        ("methods/mcnet.md", "robust", overrides)
+        for overrides in (MCNET_2, f"{MCNET_2} method.unlabeled_weight=0")
+    ]
     + [
         (page, "robust", overrides)
         for page in ("methods/arco.md", "explanation/experiments.md")
