@@ -287,6 +287,13 @@ def test_every_record_is_made_from_its_rows():
                 ("robust", f"method.name={name} {ROBUST_1.replace('seed=1', 'seed=2')}")
                 for name in SEED_2
             ),
+            ("robust", f"{ARCO_2} method.revisiting_weight=0".replace("seed=2", "seed=1")),
+            (
+                "hippocampus-4/robust",
+                "method.name=arco train.seed=0 method.revisiting_weight=0",
+            ),
+            ("hippocampus-4/robust", "method.name=arco train.seed=0"),
+            ("robust", f"{ARCO_2.replace('arco', 'mean_teacher')} method.unlabeled_weight=5"),
             ("supervised", f"train.seed=2 {TILTED}"),
             ("supervised", f"train.seed=1 {TILTED} train.init_from=runs/pre"),
         )
