@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import math
 import re
 import shlex
 import sys
@@ -307,6 +308,16 @@ def test_figures_of_the_development_list_are_in_its_record(page, recipe, overrid
     assert len(found) == (2 if overrides in MEASURED_AGAIN[recipe] else 1)
     for dice in found if page in BEFORE_AND_AFTER else found[:1]:
         assert f"{float(dice):.3f}" in text_of(f"docs/{page}")
+
+
+def test_what_the_page_says_of_revisiting_is_in_its_record():
+    with (ROOT / "results/arco-revisiting.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) >= 100]
+    revisited = [row for row in rows if row["revisiting_weight"] == "1"]
+    assert all(float(row["revisiting"]) < 0.004 for row in revisited)
+    assert all(abs(float(row["contrast"]) - math.log(513)) < 0.002 for row in revisited)
+    assert rows[-1]["revisiting_weight"] == "0"
+    assert float(rows[-1]["contrast"]) < 3
 
 
 def test_a_grid_without_records_is_not_measured(tmp_path):

@@ -261,7 +261,7 @@ def test_one_unlabeled_image_is_mixed_with_itself():
 
 def test_without_unlabeled_images_labels_are_all_there_is():
     """As in the warm-up: contrast and revisiting are of labeled voxels, nothing is pseudo-labeled."""
-    method = make("robust", **{"warmup": 0.5, "revisiting_weight": 1.0})
+    method = make("robust", warmup=0.5, revisiting_weight=1.0)
     batch = patches(num_labeled=5)
     assert method.patches_at(0) == (5, 0)
     mixed = method.mix(batch)
