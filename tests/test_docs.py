@@ -320,6 +320,40 @@ def test_what_the_page_says_of_revisiting_is_in_its_record():
     assert float(rows[-1]["contrast"]) < 3
 
 
+def test_what_the_page_says_of_labels_is_in_their_record():
+    runs = [r for r in records.read_runs(ROOT / "results/la-1.25mm-budget") if not r.lcc]
+    dice = {(run.method, run.labeled): run.dice for run in runs}
+    said = " ".join(text_of("docs/benchmark.md").split())
+    one = [f"{dice[method, 1]:.3f}" for method in ("vclipseg", "arco", "supervised")]
+    assert "VCLIPSeg has {}, ARCO {}, supervised {}.".format(*one) in said
+    many = [f"{dice[method, 16]:.3f}" for method in ("vclipseg", "arco", "supervised")]
+    assert "level ({}, {} and {})".format(*many) in said
+    assert f"no more, {dice['supervised', 80]:.3f}:" in said
+    below = max(dice.values()) - dice["vclipseg", 4]
+    assert f"VCLIPSeg is {below:.3f} below the most of all" in said
+    most = f"{dice['vclipseg', 4]:.3f} with 4 labels, {max(dice.values()):.3f} at most with more"
+    assert most in text_of("docs/explanation/experiments.md")
+
+
+def test_the_readme_says_which_cases_make_the_lead():
+    grid = ROOT / "results/la-1.25mm-4"
+    methods = {r.settings_hash: r.method for r in records.read_runs(grid) if r.preset == "robust"}
+    found = defaultdict(list)
+    for (run, *_), scores in records.read_cases(grid).items():
+        for score in scores:
+            if run in methods and not score.lcc:
+                found[methods[run], score.case_id].append(score.dice)
+    mean = {of: sum(values) / len(values) for of, values in found.items()}
+    cases = {case for _, case in mean}
+    leads = {case: mean["vclipseg", case] - mean["supervised", case] for case in cases}
+    two = sorted(cases, key=lambda case: -leads[case])[:2]
+    assert len(cases) == 20
+    assert sum(leads[case] for case in two) > 0.9 * sum(leads.values())
+    figures = [f"{mean[of, case]:.2f}" for of in ("supervised", "vclipseg") for case in two]
+    said = " ".join(text_of("README.md").split())
+    assert "supervised has {} and {} there and VCLIPSeg {} and {};".format(*figures) in said
+
+
 def test_a_grid_without_records_is_not_measured(tmp_path):
     text = "<!-- results:none -->\n| old | 0.9 |\n<!-- /results -->\nbelow\n"
     assert readme.fill(text, tmp_path) == (
