@@ -58,3 +58,13 @@ def test_fuse_of_certain_outputs_is_finite():
         torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1),
     ]
     assert torch.isfinite(fuse(probs, torch.zeros(2), "voxel_entropy")).all()
+
+
+@pytest.mark.parametrize(("num_classes", "same"), [(2, True), (3, False)])
+def test_of_two_classes_the_surer_of_two_decides_the_mean_as_well(num_classes, same):
+    torch.manual_seed(0)
+    probs = [torch.randn(2, num_classes, 8, 8, 8).softmax(1) for _ in range(2)]
+    equal, by_voxel = (
+        fuse(probs, torch.zeros(2), weighting).argmax(1) for weighting in ("equal", "voxel_entropy")
+    )
+    assert torch.equal(equal, by_voxel) is same
