@@ -22,6 +22,7 @@ from second_test import Asked, comparisons, read_scores
 from vclipseg.files import write_text
 from vclipseg.statistics import Interval, adjust, bootstrap_mean, paired_comparison
 from vclipseg.tables.facts import read_facts
+from vclipseg.tables.files import pictures_of
 from vclipseg.tables.markdown import markdown
 from vclipseg.tables.sections import Row, Section, read_sections
 
@@ -114,9 +115,7 @@ def show_all(grid: Path) -> str:
     sections, name = read_sections(grid), grid.name
     if not sections:
         return NOT_MEASURED
-    pictures = [
-        f"![{file.stem}](../results/{name}/{file.name})\n" for file in sorted(grid.glob("*.png"))
-    ]
+    pictures = [f"![{file.stem}](../results/{name}/{file.name})\n" for file in pictures_of(grid)]
     files = ", ".join(
         f"[{file}](../results/{name}/{file})" for file in ("runs.csv", "cases.csv", "table.csv")
     )

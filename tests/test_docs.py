@@ -335,6 +335,17 @@ def test_what_the_page_says_of_labels_is_in_their_record():
     assert most in text_of("docs/explanation/experiments.md")
 
 
+def test_two_ways_to_weigh_two_decoders_gave_the_same_runs():
+    found = records.read_runs(ROOT / "results/la-1.25mm-ablation")
+    equal, by_voxel = (
+        {(run.seed, run.lcc): (run.dice, run.assd_mm) for run in found if name in run.preset}
+        for name in ("equal weights", "weights per voxel")
+    )
+    both = equal.keys() & by_voxel.keys()
+    assert both
+    assert all(equal[of] == by_voxel[of] for of in both)
+
+
 def test_the_readme_says_which_cases_make_the_lead():
     grid = ROOT / "results/la-1.25mm-4"
     methods = {r.settings_hash: r.method for r in records.read_runs(grid) if r.preset == "robust"}

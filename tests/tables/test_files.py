@@ -170,8 +170,12 @@ def test_a_method_below_the_baselines_smallest_budget_saves_fewer_than_none(tmp_
 
 
 def test_figures_are_shown(grid):
-    (grid / "critical-difference-la-4.png").touch()
-    assert "![critical-difference-la-4](critical-difference-la-4.png)" in written(grid)[0]
+    for labeled in (16, 4):
+        (grid / f"critical-difference-la-{labeled}.png").touch()
+    four, sixteen = (
+        f"![critical-difference-la-{n}](critical-difference-la-{n}.png)" for n in (4, 16)
+    )
+    assert f"{four}\n\n{sixteen}" in written(grid)[0]
 
 
 def test_csv_has_everything_of_a_row(grid):

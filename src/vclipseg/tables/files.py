@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,21 @@ def write_tables(grid: Path) -> list[Path]:
     sections, facts = read_sections(grid), read_facts(grid)
     titles = dict.fromkeys(of_one.title for of_one in facts.values() if of_one.title)
     title = "; ".join(titles) or grid.resolve().name
-    pictures = [f"![{file.stem}]({file.name})\n" for file in sorted(grid.glob("*.png"))]
+    pictures = [f"![{file.stem}]({file.name})\n" for file in pictures_of(grid)]
     text = [f"# {title}\n", LEGEND, markdown(sections, facts), *pictures]
     write_text(grid / "table.md", "\n".join(text))
     write_rows(grid / "table.csv", CSV_COLUMNS, [_csv_row(s, r) for s in sections for r in s.rows])
     write_text(grid / "table.tex", latex(sections, title))
     return [grid / name for name in ("table.md", "table.csv", "table.tex")]
+
+
+def pictures_of(grid: Path) -> list[Path]:
+    """The figures of a grid by name, 2 labeled cases before 16."""
+
+    def place(file: Path) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
+
+    return sorted(grid.glob("*.png"), key=place)
 
 
 def _csv_row(section: Section, row: Row) -> dict[str, object]:
