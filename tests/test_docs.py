@@ -16,8 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import monai.bundle
+import numpy as np
 import pytest
 import typer
+from scipy.stats import spearmanr
 
 from made_records import make_record, make_scores
 from vclipseg import lite, records
@@ -318,6 +320,35 @@ def test_what_the_page_says_of_revisiting_is_in_its_record():
     assert all(abs(float(row["contrast"]) - math.log(513)) < 0.002 for row in revisited)
     assert rows[-1]["revisiting_weight"] == "0"
     assert float(rows[-1]["contrast"]) < 3
+
+
+def test_what_the_page_says_of_starts_is_in_their_record():
+    grid = ROOT / "results/la-1.25mm-ablation"
+    with (grid / "starts.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    dice = {run.settings_hash: run.dice for run in records.read_runs(grid) if not run.lcc}
+    assert all(float(row["dice"]) == dice[row["settings_hash"]] for row in rows)
+    runs = {(row["preset"].removeprefix("robust, "), int(row["seed"])): row for row in rows}
+    loss = {run: float(row["supervised"]) for run, row in runs.items()}
+    ends = {run: float(row["dice"]) for run, row in runs.items()}
+    neither, without = "no VWPM, no VTCM", ("no VWPM, no VTCM", "VTCM only")
+    assert max(loss, key=loss.get) == min(ends, key=ends.get) == (neither, 0)
+    begun = [
+        np.mean([loss[parts, seed] for parts in pair for seed in range(3)])
+        for pair in (without, ("VWPM only", "robust"))
+    ]
+    rho = spearmanr(list(loss.values()), list(ends.values())).statistic
+    said = " ".join(text_of("docs/benchmark.md").split())
+    for figures in (
+        f"Over the {len(rows)} runs of VCLIPSeg",
+        f"have a rank correlation of {rho:.2f}",
+        f"a loss of {loss[neither, 0]:.3f}, and ends lowest, at {ends[neither, 0]:.3f}",
+        f"seed 2, with {loss[neither, 2]:.3f}, ends at {ends[neither, 2]:.3f}",
+        "the loss is {:.2f} on average over neither module and VTCM only, {:.2f} over".format(
+            *begun
+        ),
+    ):
+        assert figures in said
 
 
 def test_what_the_page_says_of_labels_is_in_their_record():
