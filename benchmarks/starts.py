@@ -34,11 +34,10 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True)
     arguments = parser.parse_args()
     logs = logs_of(arguments.runs)
-    recorded = [r for r in read_runs(arguments.grid) if r.protocol == "strict" and not r.lcc]
-    recorded = [r for r in recorded if r.method == arguments.method]
+    strict = [r for r in read_runs(arguments.grid) if r.protocol == "strict" and not r.lcc]
+    recorded = [r for r in strict if r.method == arguments.method]
     found = [r for r in recorded if r.settings_hash in logs]
-    rows = [row(r, logs[r.settings_hash], arguments.step) for r in found]
-    rows = [r for r in rows if r]
+    rows = [of for r in found if (of := row(r, logs[r.settings_hash], arguments.step))]
     write_rows(arguments.record, COLUMNS, rows)
     rho = spearmanr([r["supervised"] for r in rows], [r["dice"] for r in rows]).statistic
     print(f"{len(rows)} runs, Spearman {rho:.2f}; {len(recorded) - len(found)} without a folder")
