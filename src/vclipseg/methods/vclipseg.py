@@ -150,9 +150,7 @@ class VCLIPSeg(Method):
         loss.update(self.supervise(out, known))
         weight = s.unlabeled_weight * sigmoid_rampup(step, s.rampup_steps * self.scale)
         if s.dlb:
-            guides = self.guides(batch, probs)
-            taught = guided & (known == IGNORE) if s.dlb_apply_to == "unlabeled" else guided
-            pseudo, kept = self.pseudo_labels(guides, dices.detach(), taught)
+            pseudo, kept = self.pseudo_labels(self.guides(batch, probs), dices.detach(), guided)
             loss["dlb"] = Term(weight, self.follow(out.logits, probs, pseudo, kept))
             unlabeled = guided & (known == IGNORE)
             loss.facts["pseudo_share"] = (kept * unlabeled).sum() / unlabeled.sum().clamp(min=1)
@@ -178,13 +176,16 @@ class VCLIPSeg(Method):
     def view(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The images that the network sees, and the labels known of them, `IGNORE` elsewhere.
 
-        The third is where pseudo-labels are of what the images show: where mixed, the unlabeled part.
+        The third is where pseudo-labels may teach: not in labeled patches, even where nobody knows the
+        class, unless all are asked for; where mixed, in the unlabeled part.
         """
         labels, unlabeled = batch.labels, batch.unlabeled_images
         unknown = labels.new_full((len(unlabeled), *labels.shape[1:]), IGNORE)
         known = torch.cat([labels, unknown])
         if not self.settings.copy_paste or not len(unlabeled):
-            return batch.images, known, torch.ones_like(known, dtype=torch.bool)
+            guided = torch.ones_like(known, dtype=torch.bool)
+            guided[: len(labels)] = self.settings.dlb_apply_to == "all"
+            return batch.images, known, guided
         shape = tuple(labels.shape[1:])
         box = random_box(shape, self.settings.copy_paste, batch.common, labels.device)
         return (
