@@ -100,13 +100,13 @@ def test_a_run_goes_on_with_the_decisions_of_its_start(tiny_data, tmp_path):
     first, second = (case.case_id for case in dataset.unlabeled)
     mask = dataset.labels(dataset.labeled[0])
     image = dataset.image(dataset.case(first))
-    save_review(data, first, "fixed", Volume(mask.array, image.affine), (0, 1))
+    save_review(data, first, "fixed", Volume(mask.array, image.affine), {"background": 0, "a": 1})
     experiment, quiet = load_experiment(None, TINY), Console(quiet=True)
     run = commands.train_new(experiment, data, tmp_path / "run", quiet, check=False)
     assert first in run.split.labeled
     assert run.split.reviews == {first: 1}
     assert "3 labeled (1 reviewed)" in commands.describe(run)
-    save_review(data, second, "ignored", None, (0, 1))
+    save_review(data, second, "ignored", None, {"background": 0, "a": 1})
     run.model_path.unlink()
     assert commands.resume(run.folder, quiet).split == run.split
     assert run.model_path.is_file()

@@ -88,7 +88,7 @@ def resume(folder: Path, console: Console, data: Path | None = None, workers: in
     """Go on with a run that was stopped."""
     run = Run.open(folder)
     root = run.data_root(data)
-    _, split = open_split(run.experiment, root, run.split)
+    _, split = open_split(run.experiment, root, run)
     if split.hash != run.split.hash:
         raise DataError(
             f"{root}: the data are not those that {folder} was started with (hash "
@@ -96,18 +96,14 @@ def resume(folder: Path, console: Console, data: Path | None = None, workers: in
         )
     with joined():
         with in_turns():
-            prepared = prepare_data(run.experiment, root, console, run.plan, workers, run.split)
+            prepared = prepare_data(run.experiment, root, console, run.plan, workers, run)
         train_run(run, prepared.cases, console)
     return finish(run, console, data) if is_first() else run
 
 
 def finish(run: Run, console: Console, data: Path | None = None) -> Run:
     """Evaluate where test cases have labels, then write the report."""
-    dataset = open_dataset(
-        run.data_root(data),
-        class_names=run.experiment.data.class_names,
-        label_values=run.experiment.data.label_values,
-    )
+    dataset = open_dataset(run.data_root(data), classes=run.classes)
     if any(case.label and case.case_id in run.split.test for case in dataset.cases):
         evaluate_run(run, console, data)
     write_report([run.folder], data_root=data)

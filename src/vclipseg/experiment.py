@@ -46,17 +46,18 @@ def cache_home() -> Path:
     return Path(os.environ.get("VCLIPSEG_HOME") or Path(caches) / "vclipseg")
 
 
-def open_split(
-    experiment: Experiment, root: Path, earlier: Split | None = None
-) -> tuple[Dataset, Split]:
+def open_split(experiment: Experiment, root: Path, run: Run | None = None) -> tuple[Dataset, Split]:
     """The data set, and which of its cases the experiment trains on and tests on.
 
-    With the split of an `earlier` start of the same run, people's decisions are those of that time.
+    For a `run` that began earlier, classes and people's decisions are those of that time.
     """
     s = experiment.data
-    reviews = earlier.reviews if earlier and s.reviews else s.reviews
     dataset = open_dataset(
-        root, class_names=s.class_names, label_values=s.label_values, reviews=reviews
+        root,
+        class_names=s.class_names,
+        label_values=s.label_values,
+        classes=run.classes if run else None,
+        reviews=run.split.reviews if run and s.reviews else s.reviews,
     )
     split = split_cases(
         dataset,
@@ -75,10 +76,10 @@ def prepare_data(
     console: Console,
     plan: Plan | None = None,
     workers: int = 0,
-    earlier: Split | None = None,
+    run: Run | None = None,
 ) -> Prepared:
     """Open the data, split it, decide the plan where none is given, and prepare the training cases."""
-    dataset, split = open_split(experiment, root, earlier)
+    dataset, split = open_split(experiment, root, run)
     plan = plan or make_plan(dataset, [*split.labeled, *split.unlabeled], experiment.prepare)
     wanted = training_cases(split)
     with console.bar("prepare", len(wanted)) as advance:
@@ -331,10 +332,9 @@ def evaluate_run(
         UsageError: no test case has labels, or there is no finished model.
     """
     experiment = run.experiment
-    s = experiment.data
     scoring = scoring or experiment.evaluate
     root = run.data_root(root)
-    dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
+    dataset = open_dataset(root, classes=run.classes)
     case_ids = [c.case_id for c in dataset.cases if c.label and c.case_id in set(run.split.test)]
     if not case_ids:
         raise UsageError(f"{root}: no test case has a label file, so there is nothing to score")

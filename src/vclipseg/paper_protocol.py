@@ -67,8 +67,7 @@ class TestLooks:
         self.folder = run.folder / FOLDER
         self.wanted = frozenset(look_steps(run.experiment.train.steps))
         self.rows = read_looks(run.folder)
-        s = run.experiment.data
-        dataset = open_dataset(root, class_names=s.class_names, label_values=s.label_values)
+        dataset = open_dataset(root, classes=run.classes)
         random = torch.get_rng_state()
         self.predictor = Predictor(run.make_method(), run.model_description())
         torch.set_rng_state(random)

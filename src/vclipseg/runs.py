@@ -177,6 +177,12 @@ class Run:
         rows = read_log(self.folder / "log.csv")
         return round(float(rows[-1]["seconds"]), 1) if rows else 0.0
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Class name -> stored value, as when the run began: the data may order them anew since."""
+        d = self.description
+        return dict(zip(d["class_names"], d["label_values"], strict=True))
+
     def data_root(self, given: Path | None = None) -> Path:
         """Where the data are: `given`, else where they were when the run began."""
         return given or Path(self.description["data"]["root"])

@@ -198,7 +198,7 @@ def _review(root: Path, case_id: str = "train1") -> Volume:
     """Accept a case's own labels, the first slice ignored; what was accepted."""
     labels = read_labels(label_file(root, case_id))
     labels.array[..., 0] = IGNORED
-    save_review(root, case_id, "accepted", labels, (0, 1, 2))
+    save_review(root, case_id, "accepted", labels, {"background": 0, "a": 1, "b": 2})
     return labels
 
 
@@ -224,7 +224,7 @@ def _reviewed(dataset_path: Path) -> Volume:
 def test_decisions_come_along_as_they_are(listing: str, breakable: Path, tmp_path: Path) -> None:
     broken.shared_subject(breakable)  # which writes the table
     accepted = _review(breakable)
-    save_review(breakable, "train0", "ignored", None, (0, 1, 2))
+    save_review(breakable, "train0", "ignored", None, {"background": 0, "a": 1, "b": 2})
     fix_copy(check_dataset(breakable / listing), tmp_path / "mended")
     kept = {f: h for f, h in _hashes(breakable).items() if f.startswith("reviews/")}
     assert len(kept) == 3
@@ -263,7 +263,7 @@ def test_masks_of_earlier_decisions_are_mended_too(breakable: Path, tmp_path: Pa
     """A run may follow one of them."""
     accepted = _review(breakable)
     _change_mask(breakable, lambda m: reorient(m, "LPS"))
-    save_review(breakable, "train1", "open", None, (0, 1, 2))
+    save_review(breakable, "train1", "open", None, {"background": 0, "a": 1, "b": 2})
     fix_copy(check_dataset(breakable), tmp_path / "mended")
     dataset = open_dataset(tmp_path / "mended", reviews={"train1": 1})
     found = dataset.training_labels(dataset.case("train1"))
@@ -295,7 +295,7 @@ def test_a_case_named_as_the_folder_keeps_its_decisions(tmp_path: Path) -> None:
     """A series right in the folder of the data set."""
     scan = write_series(tmp_path / "scan", np.zeros((6, 5, 4)), AXIAL)
     (case,) = open_dataset(scan, class_names=["liver"]).cases
-    save_review(scan, case.case_id, "ignored", None, (0, 1))
+    save_review(scan, case.case_id, "ignored", None, {"background": 0, "a": 1})
     findings = check_dataset(scan, class_names=["liver"])
     with pytest.raises(UsageError, match="Name the copy scan, in another place"):
         fix_copy(findings, tmp_path / "mended")

@@ -19,7 +19,7 @@ from vclipseg.data.reviews import IGNORED, Conflict, latest_review, read_reviews
 from vclipseg.data.volume import Volume, read_labels
 from vclipseg.errors import DataError, UsageError
 
-VALUES = (0, 1)
+CLASSES = {"background": 0, "organ": 1}
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_mask_comes_back_as_it_was(data):
     dataset = open_dataset(data)
     case_id = unlabeled(data)[0]
     mask = mask_of(dataset, case_id)
-    saved = save_review(data, case_id, "fixed", mask, VALUES, model="abc", after=0)
+    saved = save_review(data, case_id, "fixed", mask, CLASSES, model="abc", after=0)
     assert (saved.revision, saved.decision, saved.model) == (1, "fixed", "abc")
     assert saved == latest_review(data, case_id) == read_reviews(data)[case_id]
     again = open_dataset(data)
@@ -58,11 +58,11 @@ def test_nothing_is_overwritten(data):
     before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
     for number in range(3):
         mask = mask_of(open_dataset(data), case_id)
-        save_review(data, case_id, "fixed", mask, VALUES, after=number)
+        save_review(data, case_id, "fixed", mask, CLASSES, after=number)
         before = {p: p.read_bytes() for p in before} | {
             p: p.read_bytes() for p in data.rglob("*") if p.is_file()
         }
-    save_review(data, case_id, "open", None, VALUES, after=3)
+    save_review(data, case_id, "open", None, CLASSES, after=3)
     assert all(p.read_bytes() == content for p, content in before.items())
     assert read_reviews(data) == {}
     assert latest_review(data, case_id).decision == "open"
@@ -71,9 +71,9 @@ def test_nothing_is_overwritten(data):
 
 def test_whoever_comes_second_is_told(data):
     case_id = unlabeled(data)[0]
-    save_review(data, case_id, "ignored", None, VALUES, after=0)
+    save_review(data, case_id, "ignored", None, CLASSES, after=0)
     with pytest.raises(Conflict, match="decided meanwhile"):
-        save_review(data, case_id, "open", None, VALUES, after=0)
+        save_review(data, case_id, "open", None, CLASSES, after=0)
     assert latest_review(data, case_id).decision == "ignored"
 
 
@@ -84,7 +84,7 @@ def test_many_at_once_and_one_wins_each_round(data):
 
     def decide():
         try:
-            outcomes.append(save_review(data, case_id, "fixed", mask, VALUES, after=0).revision)
+            outcomes.append(save_review(data, case_id, "fixed", mask, CLASSES, after=0).revision)
         except Conflict:
             outcomes.append("conflict")
 
@@ -99,14 +99,14 @@ def test_many_at_once_and_one_wins_each_round(data):
 
 def test_killed_while_writing_leaves_the_decision_before(data, monkeypatch):
     case_id = unlabeled(data)[0]
-    first = save_review(data, case_id, "fixed", mask_of(open_dataset(data), case_id), VALUES)
+    first = save_review(data, case_id, "fixed", mask_of(open_dataset(data), case_id), CLASSES)
 
     def die(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(reviews.os, "link", die)
     with pytest.raises(KeyboardInterrupt):
-        save_review(data, case_id, "fixed", mask_of(open_dataset(data), case_id), VALUES)
+        save_review(data, case_id, "fixed", mask_of(open_dataset(data), case_id), CLASSES)
     assert latest_review(data, case_id) == first
     assert not list(data.rglob("*.tmp"))
 
@@ -114,7 +114,7 @@ def test_killed_while_writing_leaves_the_decision_before(data, monkeypatch):
 @pytest.mark.parametrize("content", ["", "{", '{"decision": "fixed"}', "[]"])
 def test_a_damaged_decision_is_named(data, content):
     case_id = unlabeled(data)[0]
-    save_review(data, case_id, "ignored", None, VALUES)
+    save_review(data, case_id, "ignored", None, CLASSES)
     file = data / "reviews" / case_id / "0001.json"
     file.write_text(content)
     with pytest.raises(DataError, match=r"0001\.json: is not a decision"):
@@ -123,7 +123,7 @@ def test_a_damaged_decision_is_named(data, content):
 
 def test_a_mask_outside_of_the_folder_is_not_read(data):
     case_id = unlabeled(data)[0]
-    save_review(data, case_id, "ignored", None, VALUES)
+    save_review(data, case_id, "ignored", None, CLASSES)
     file = data / "reviews" / case_id / "0001.json"
     label = f"../../labelsTr/{open_dataset(data).labeled[0].label.name}"
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "label": label}))
@@ -134,15 +134,17 @@ def test_a_mask_outside_of_the_folder_is_not_read(data):
 def test_masks_only_where_a_decision_has_one(data):
     case_id = unlabeled(data)[0]
     with pytest.raises(UsageError, match="needs a mask"):
-        save_review(data, case_id, "accepted", None, VALUES)
+        save_review(data, case_id, "accepted", None, CLASSES)
     with pytest.raises(UsageError, match="has no mask"):
-        save_review(data, case_id, "ignored", mask_of(open_dataset(data), case_id), VALUES)
+        save_review(data, case_id, "ignored", mask_of(open_dataset(data), case_id), CLASSES)
 
 
 def test_a_value_of_no_class_is_refused(data):
     dataset = open_dataset(data)
     case_id = unlabeled(data)[0]
-    saved = save_review(data, case_id, "fixed", mask_of(dataset, case_id), (0, 7))
+    saved = save_review(
+        data, case_id, "fixed", mask_of(dataset, case_id), {"background": 0, "organ": 7}
+    )
     assert set(np.unique(read_labels(saved.label).array)) == {0, 7, 8}
     with pytest.raises(DataError, match="holds the values 7, which"):
         saved.labels((0, 1, 2))
@@ -154,8 +156,8 @@ def test_a_value_of_no_class_is_refused(data):
 def test_reviewed_cases_are_labeled_and_ignored_ones_left_out(data):
     before = split_cases(open_dataset(data), labeled=1)
     reviewed, left_out = unlabeled(data)
-    save_review(data, reviewed, "accepted", mask_of(open_dataset(data), reviewed), VALUES)
-    save_review(data, left_out, "ignored", None, VALUES)
+    save_review(data, reviewed, "accepted", mask_of(open_dataset(data), reviewed), CLASSES)
+    save_review(data, left_out, "ignored", None, CLASSES)
     split = split_cases(open_dataset(data), labeled=1)
     assert split.labeled == (*before.labeled, reviewed)
     assert left_out not in split.labeled + split.unlabeled
@@ -167,9 +169,9 @@ def test_reviewed_cases_are_labeled_and_ignored_ones_left_out(data):
 
 def test_an_earlier_start_keeps_its_decisions(data):
     case_id = unlabeled(data)[0]
-    save_review(data, case_id, "accepted", mask_of(open_dataset(data), case_id), VALUES)
+    save_review(data, case_id, "accepted", mask_of(open_dataset(data), case_id), CLASSES)
     split = split_cases(open_dataset(data))
-    save_review(data, case_id, "ignored", None, VALUES)
+    save_review(data, case_id, "ignored", None, CLASSES)
     assert split_cases(open_dataset(data)).hash != split.hash
     assert split_cases(open_dataset(data, reviews=split.reviews)) == split
 
@@ -178,7 +180,7 @@ def test_the_review_of_a_labeled_case_counts_before_its_label(data):
     dataset = open_dataset(data)
     case = dataset.labeled[0]
     mask = mask_of(dataset, case.case_id)
-    save_review(data, case.case_id, "fixed", mask, VALUES)
+    save_review(data, case.case_id, "fixed", mask, CLASSES)
     dataset = open_dataset(data)
     case = dataset.case(case.case_id)
     assert np.array_equal(dataset.training_labels(case).array, mask.array)
@@ -188,7 +190,7 @@ def test_the_review_of_a_labeled_case_counts_before_its_label(data):
 def test_test_cases_have_no_reviews(data):
     dataset = open_dataset(data)
     case = dataset.test[0]
-    save_review(data, case.case_id, "fixed", mask_of(dataset, case.case_id), VALUES)
+    save_review(data, case.case_id, "fixed", mask_of(dataset, case.case_id), CLASSES)
     dataset = open_dataset(data)
     assert dataset.case(case.case_id).review is None
     assert case.case_id in split_cases(dataset).test
@@ -200,14 +202,14 @@ def test_only_reviewed_cases_are_enough(data):
     shutil.rmtree(data / "labelsTr")
     with pytest.raises(DataError, match="no train case has labels"):
         split_cases(open_dataset(data))
-    save_review(data, case_id, "fixed", mask, VALUES)
+    save_review(data, case_id, "fixed", mask, CLASSES)
     assert split_cases(open_dataset(data)).labeled == (case_id,)
 
 
 def test_batches_ignore_what_the_person_left_open(data, tmp_path):
     dataset = open_dataset(data)
     case_id = unlabeled(data)[0]
-    save_review(data, case_id, "fixed", mask_of(dataset, case_id), VALUES)
+    save_review(data, case_id, "fixed", mask_of(dataset, case_id), CLASSES)
     dataset = open_dataset(data)
     split = split_cases(dataset)
     plan = make_plan(dataset, dataset.train, PlanSettings())

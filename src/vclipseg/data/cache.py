@@ -23,6 +23,7 @@ import torch
 
 from vclipseg.data.cases import Case
 from vclipseg.data.datasets import Dataset
+from vclipseg.data.dicom_labels import is_object
 from vclipseg.data.preprocess import Plan, Trace, prepare_image, prepare_labels
 from vclipseg.data.splits import Split, hash_file
 from vclipseg.errors import DataError, VclipsegError
@@ -134,11 +135,19 @@ def _files(dataset: Dataset, case: Case, labels: bool, plan: Plan, cache_dir: Pa
     stem = f"{case.case_id}.{key}"
     path = None
     if labels:
-        if case.training_label is None:
-            raise DataError(f"{dataset.root}: case {case.case_id} has no label file.")
-        label_key = _digest(key, hash_file(case.training_label), dataset.label_values)
-        path = cache_dir / f"{stem}.{label_key}.labels.b2nd"
+        path = cache_dir / f"{stem}.{_label_key(dataset, case, key)}.labels.b2nd"
     return _Files(cache_dir / f"{stem}.image.b2nd", cache_dir / f"{stem}.json", path)
+
+
+def _label_key(dataset: Dataset, case: Case, key: str) -> str:
+    """It changes with all that class indices are made of: names too, where labels have names."""
+    label = case.training_label
+    if label is None:
+        raise DataError(f"{dataset.root}: case {case.case_id} has no label file.")
+    content = [key, hash_file(label), dataset.label_values]
+    if dataset.by_name or is_object(label):
+        content += [dataset.class_names, case.review.classes if case.review else None]
+    return _digest(*content)
 
 
 def _digest(*content: object) -> str:

@@ -14,7 +14,7 @@ from vclipseg.data.dicom_labels import is_object, read_on_grid
 from vclipseg.data.formats import is_series
 from vclipseg.data.grids import turned_like
 from vclipseg.data.layouts import list_cases
-from vclipseg.data.reviews import read_reviews
+from vclipseg.data.reviews import Review, read_reviews
 from vclipseg.data.splits import Split, split_cases
 from vclipseg.data.volume import Volume, read_header, read_image, read_labels
 from vclipseg.errors import DataError, UsageError
@@ -65,6 +65,16 @@ class Dataset:
     def unlabeled(self) -> tuple[Case, ...]:
         """Train cases that have none."""
         return tuple(c for c in self.train if not c.label)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Class name -> the value stored for it."""
+        return dict(zip(self.class_names, self.label_values, strict=True))
+
+    @cached_property
+    def by_name(self) -> bool:
+        """Whether labels name their classes, as DICOM objects do, and the values are only their order."""
+        return _by_name(self.cases)
 
     @cached_property
     def _by_id(self) -> dict[str, Case]:
@@ -123,8 +133,16 @@ class Dataset:
         `IGNORED` marks voxels of a reviewed mask that training leaves out.
         """
         if case.review and case.review.label:
-            return case.review.labels(self.label_values)
+            return self.reviewed_labels(case.review)
         return self.labels(case)
+
+    def reviewed_labels(self, review: Review) -> Volume:
+        """The mask of a decision, as class indices with `IGNORED`.
+
+        Raises:
+            DataError: There is no mask, or it holds a value of no class.
+        """
+        return review.labels(self.label_values, self.class_names if self.by_name else None)
 
 
 def open_dataset(
@@ -132,6 +150,7 @@ def open_dataset(
     *,
     class_names: Sequence[str] | None = None,
     label_values: Sequence[int] | None = None,
+    classes: Mapping[str, int] | None = None,
     reviews: bool | Mapping[str, int] = True,
 ) -> Dataset:
     """Open a data set in any known layout. No image is read.
@@ -141,6 +160,8 @@ def open_dataset(
         class_names: Names in the order of the classes; "background" may be left out.
         label_values: The stored value of each class, background first, when these are not
             0, 1, 2, ...
+        classes: Name and stored value of every class as an earlier run knew them, instead of the two
+            above and of what the folder says now.
         reviews: Read what people decided about train cases: the latest decisions, or those of these
             revisions by case id.
 
@@ -154,7 +175,10 @@ def open_dataset(
     cases = _ordered(listing)
     _check_cases(cases)
     cases = _with_reviews(listing.root, cases, reviews)
-    names, values = _classes(listing, cases, class_names, label_values)
+    if classes is None:
+        names, values = _classes(listing, cases, class_names, label_values)
+    else:
+        names, values = tuple(classes), tuple(classes.values())
     return Dataset(
         root=listing.root,
         layout=listing.layout,
@@ -238,6 +262,8 @@ def _classes(
     names = _with_background(class_names)
     if label_values is not None:
         values = tuple(int(v) for v in label_values)
+    elif names and _by_name(cases):
+        values = tuple(range(len(names)))
     elif listing.labels:
         values = tuple(sorted(listing.labels.values()))
     else:
@@ -253,6 +279,12 @@ def _classes(
             f"{len(values)} label values {values}. Give one name for each."
         )
     return names, values
+
+
+def _by_name(cases: Sequence[Case]) -> bool:
+    """Whether all labels to train on are DICOM objects."""
+    labels = [c.label for c in cases if c.label and c.split == "train"]
+    return bool(labels) and all(map(is_object, labels))
 
 
 def _with_background(class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -52,13 +52,15 @@ def referenced_series(path: Path) -> str:
 def classes_of(labels: Sequence[Path]) -> dict[str, int]:
     """Class name -> value, from the names of all segments in the order they come; empty if there are none.
 
-    It is empty too where some labels are volumes of values, which need not be in that order.
+    Names that differ in capitals, spaces or underscores alone are one, as it is written first. The result
+    is empty too where some labels are volumes of values, which need not be in that order.
     """
     if not labels or not all(map(is_object, labels)):
         return {}
-    names = [name for path in labels for name in dicom_objects.segment_names(path)]
-    classes = dict.fromkeys(name for name in names if name.casefold() != "background")
-    return {"background": 0} | {name: value for value, name in enumerate(classes, start=1)}
+    found = {"background": "background"}
+    for name in (name for path in labels for name in dicom_objects.segment_names(path)):
+        found.setdefault(dicom_objects.plain_name(name), name)
+    return {name: value for value, name in enumerate(found.values())}
 
 
 def unnamed(labels: Sequence[Path], classes: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -140,7 +140,7 @@ def frame_grid(first: Path, second: Path) -> Header | None:
 
 def unnamed(names: Sequence[str], class_names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Classes, without the background, that no segment has the name of; and names that are no class."""
-    found, classes = ({_plain(name): name for name in known} for known in (names, class_names))
+    found, classes = ({plain_name(name): name for name in known} for known in (names, class_names))
     missing = [name for key, name in classes.items() if key not in found and name != class_names[0]]
     return missing, [name for key, name in found.items() if key not in classes]
 
@@ -159,7 +159,10 @@ def _classes(
 ) -> list[tuple[int, list[int]]]:
     """Class index and the numbers of its segments."""
     found = [
-        (index, [number for number, label in names.items() if _plain(label) == _plain(name)])
+        (
+            index,
+            [number for number, label in names.items() if plain_name(label) == plain_name(name)],
+        )
         for index, name in enumerate(class_names[1:], start=1)
     ]
     missing = [class_names[index] for index, numbers in found if not numbers]
@@ -171,5 +174,6 @@ def _classes(
     return [(index, numbers) for index, numbers in found if numbers]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name as it is compared: in small letters, with single spaces."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()

@@ -16,13 +16,14 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from vclipseg.data.dicom_objects import plain_name
 from vclipseg.data.ignored import IGNORED
 from vclipseg.data.volume import Volume, read_labels, write
 from vclipseg.errors import DataError, UsageError
@@ -47,6 +48,7 @@ class Review:
         ignore_value: The value in it of voxels that training leaves out.
         when: ISO 8601, UTC.
         model: `settings_hash` of the run whose mask was reviewed; empty if it was none.
+        classes: Class name -> its value in the mask; empty in decisions that do not say.
     """
 
     case_id: str
@@ -56,9 +58,17 @@ class Review:
     ignore_value: int
     when: str
     model: str
+    classes: dict[str, int] = field(default_factory=dict)
 
-    def labels(self, label_values: Sequence[int]) -> Volume:
+    def labels(
+        self, label_values: Sequence[int], class_names: Sequence[str] | None = None
+    ) -> Volume:
         """The mask as class indices uint8 `(X, Y, Z)`, `IGNORED` where nobody knows.
+
+        Args:
+            label_values: The data set's stored value of each class.
+            class_names: Find the classes by name instead, whatever values they have by now; classes
+                of other names are left out.
 
         Raises:
             DataError: There is no mask, or it holds a value of no class.
@@ -66,13 +76,17 @@ class Review:
         if self.label is None:
             raise DataError(f"case {self.case_id}: revision {self.revision} has no mask.")
         stored = read_labels(self.label)
-        return Volume(_indices(stored.array, label_values, self), stored.affine)
+        index_of = {value: index for index, value in enumerate(label_values)}
+        if class_names and self.classes:
+            names = {plain_name(name): index for index, name in enumerate(class_names)}
+            index_of = {v: names.get(plain_name(name), 0) for name, v in self.classes.items()}
+        return Volume(_indices(stored.array, index_of, self), stored.affine)
 
 
-def _indices(stored: np.ndarray, label_values: Sequence[int], review: Review) -> np.ndarray:
+def _indices(stored: np.ndarray, index_of: Mapping[int, int], review: Review) -> np.ndarray:
     classes = np.full(stored.shape, IGNORED, dtype=np.uint8)
     known = stored == review.ignore_value
-    for index, value in enumerate(label_values):
+    for value, index in index_of.items():
         voxels = stored == value
         classes[voxels] = index
         known |= voxels
@@ -80,7 +94,7 @@ def _indices(stored: np.ndarray, label_values: Sequence[int], review: Review) ->
         others = ", ".join(str(v) for v in np.unique(stored[~known])[:10])
         raise DataError(
             f"{review.label}: holds the values {others}, which are no class; known are "
-            f"{tuple(label_values)} and {review.ignore_value} for ignored voxels."
+            f"{tuple(index_of)} and {review.ignore_value} for ignored voxels."
         )
     return classes
 
@@ -147,8 +161,9 @@ def _read(file: Path) -> Review:
             ignore_value=int(content["ignore_value"]),
             when=str(content["when"]),
             model=str(content["model"]),
+            classes={str(k): int(v) for k, v in content.get("classes", {}).items()},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: is not a decision that can be read ({error}). Delete it to go back to the one "
             "before, or restore it with its mask."
@@ -160,7 +175,7 @@ def save_review(
     case_id: str,
     decision: Decision,
     mask: Volume | None,
-    label_values: Sequence[int],
+    classes: Mapping[str, int],
     *,
     model: str = "",
     after: int | None = None,
@@ -172,7 +187,7 @@ def save_review(
         case_id: Whose decision; a case of that data set.
         decision: What was decided.
         mask: Class indices uint8 `(X, Y, Z)` with `IGNORED` voxels; for `accepted` and `fixed`.
-        label_values: The stored value of each class.
+        classes: Class name -> its stored value, in the order of the indices.
         model: `settings_hash` of the run whose mask was reviewed.
         after: The revision that the person saw, 0 if there was none; not looked at when left out.
 
@@ -189,18 +204,19 @@ def save_review(
     number = before.revision if before else 0
     if after is not None and after != number:
         raise _conflict(case_id, number)
-    ignore_value = max(label_values) + 1
+    ignore_value = max(classes.values()) + 1
     content: dict[str, Any] = {
         "version": 1,
         "decision": decision,
         "label": None,
+        "classes": dict(classes),
         "ignore_value": ignore_value,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model,
     }
     if mask is not None:
         label = folder / f"{number + 1:04d}-{secrets.token_hex(4)}.nii.gz"
-        _write_mask(mask, label, label_values, ignore_value)
+        _write_mask(mask, label, tuple(classes.values()), ignore_value)
         content["label"] = label.name
     file = folder / f"{number + 1:04d}.json"
     try:

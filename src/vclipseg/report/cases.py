@@ -14,7 +14,7 @@ import numpy as np
 from vclipseg.data.datasets import Dataset, open_dataset
 from vclipseg.data.volume import Volume, read_labels, reorient
 from vclipseg.errors import UsageError
-from vclipseg.report.reading import Run, as_dict
+from vclipseg.report.reading import Run
 
 T = TypeVar("T")
 
@@ -121,10 +121,7 @@ def attempt(notes: list[str], why: str, read: Callable[[], T]) -> T | None:
 def _opened(root: Path, run: Run) -> Dataset:
     if not root.exists():
         raise UsageError(f"{root} is not there; say where it is now with --data FOLDER")
-    told = as_dict(run.setting("settings", "data"))
-    return open_dataset(
-        root, class_names=told.get("class_names"), label_values=told.get("label_values")
-    )
+    return open_dataset(root, classes=run.classes)
 
 
 def _times(shape: Sequence[int]) -> str:

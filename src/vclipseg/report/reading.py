@@ -90,6 +90,13 @@ class Run:
         names = [str(name) for name in as_list(self.experiment.get("class_names"))[1:]]
         return tuple(names or class_names_of(self.scores))
 
+    @property
+    def classes(self) -> dict[str, int] | None:
+        """Class name -> stored value, the background too; None where they are not recorded."""
+        names, values = (as_list(self.experiment.get(k)) for k in ("class_names", "label_values"))
+        found = {str(name): int(value) for name, value in zip(names, values, strict=False)}
+        return found or None
+
     def setting(self, *keys: str) -> Any:
         """`experiment.json` by path, None where it ends early."""
         value: Any = self.experiment

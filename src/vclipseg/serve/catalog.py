@@ -18,7 +18,7 @@ import numpy as np
 from vclipseg.data.datasets import Case, Dataset, open_dataset
 from vclipseg.data.volume import Volume, read_labels
 from vclipseg.errors import DataError, UsageError, VclipsegError
-from vclipseg.report.reading import Run, as_dict, as_list, read_run
+from vclipseg.report.reading import Run, as_list, read_run
 from vclipseg.scores import CaseScore
 
 Role = Literal["test", "unlabeled", "labeled"]
@@ -77,16 +77,10 @@ class ServedRun:
         Raises:
             UsageError: it is not where the run found it.
         """
-        told = as_dict(self.run.setting("settings", "data"))
         root = self.data_root or Path(str(self.run.setting("data", "root") or ""))
         if not root.exists():
             raise UsageError(f"{self.id}: its data are not at {root}; say where with --data FOLDER")
-        return open_dataset(
-            root,
-            class_names=told.get("class_names"),
-            label_values=told.get("label_values"),
-            reviews=False,
-        )
+        return open_dataset(root, classes=self.run.classes, reviews=False)
 
     @cached_property
     def roles(self) -> dict[str, Role]:

@@ -68,7 +68,7 @@ def review_routes(state: State) -> APIRouter:
         served = state.catalog.get(run)
         reviewable(served, case)
         dataset = served.dataset
-        review = save_review(dataset.root, case, "open", None, dataset.label_values, after=after)
+        review = save_review(dataset.root, case, "open", None, dataset.classes, after=after)
         return info(review)
 
     return router
@@ -180,8 +180,8 @@ def save(
         mask = sent_mask(state, served, case_id, sent)
     elif decision == "accepted":
         mask = state.models.mask(served, case_id)
-    values, model = dataset.label_values, served.settings_hash
-    return save_review(dataset.root, case_id, decision, mask, values, model=model, after=after)
+    classes, model = dataset.classes, served.settings_hash
+    return save_review(dataset.root, case_id, decision, mask, classes, model=model, after=after)
 
 
 def sent_mask(state: State, served: ServedRun, case_id: str, sent: UploadFile) -> Volume:
@@ -218,7 +218,7 @@ def current_mask(state: State, served: ServedRun, case_id: str) -> Volume:
     review = read_reviews(served.dataset.root).get(case_id)
     if not review or not review.label:
         return state.models.mask(served, case_id)
-    mask = review.labels(served.dataset.label_values)
+    mask = served.dataset.reviewed_labels(review)
     ignored = np.uint8(len(served.class_names))
     return Volume(np.where(mask.array == IGNORED, ignored, mask.array), mask.affine)
 
