@@ -138,6 +138,18 @@ def test_evaluation_is_of_the_model_on_test_cases(finished, tiny_data):
     assert (metrics["num_cases"], metrics["protocol"], metrics["weights"]) == (2, "strict", "ema")
 
 
+def test_a_run_keeps_its_classes_whatever_the_data_say_since(copied, tiny_data, tmp_path):
+    """A name that was corrected, or an order that a new case turned round."""
+    before = evaluate_run(copied, QUIET)
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    described = read_json(data / "dataset.json")
+    described["labels"] = {"background": 0, "something": 1, "else": 2}
+    (data / "dataset.json").write_text(json.dumps(described))
+    after = evaluate_run(copied, QUIET, data)
+    assert after["classes"] == before["classes"]
+    assert "something" not in after["classes"]
+
+
 def test_a_run_opens_as_it_was(finished):
     run = Run.open(finished.folder)
     assert run.experiment == finished.experiment

@@ -170,6 +170,11 @@ def test_a_mask_has_the_geometry_of_its_scan(folder, capsys):
     assert mask.read_bytes() == before
     assert lite.main([*arguments, "--overwrite"]) == 0
     assert (read_labels(mask).array == labels).all()
+    scan = folder / "scan.nii.gz"
+    before = scan.read_bytes()
+    assert lite.main([*arguments[:2], "-o", str(scan), "--overwrite"]) == 2
+    assert "is the scan itself" in capsys.readouterr().err
+    assert scan.read_bytes() == before
 
 
 def test_a_file_a_channel(tmp_path):

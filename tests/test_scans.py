@@ -12,7 +12,7 @@ from vclipseg.console import Console
 from vclipseg.data import dicom_objects
 from vclipseg.data.dicom import read_series
 from vclipseg.data.dicom_objects import KINDS
-from vclipseg.data.volume import Volume, read_image, read_labels, write
+from vclipseg.data.volume import Volume, read_image, read_labels, reorient, write
 from vclipseg.errors import DataError, UsageError
 from vclipseg.scans import find_scans, mask_path, object_kind, predict_scans
 
@@ -153,7 +153,7 @@ def test_masks_lie_on_their_scans(tmp_path):
     np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
 
 
-@pytest.mark.parametrize("values", [(0, 1), (0, 205), (0, 500)])
+@pytest.mark.parametrize("values", [(0, 1), (0, 205), (0, 500), (0, -1)])
 def test_masks_hold_the_data_sets_own_values(tmp_path, values):
     (written,) = predict(Threshold(label_values=values), [save(tmp_path / "a.nii.gz")])
     assert set(np.unique(read_labels(written).array)) == set(values)
@@ -283,3 +283,80 @@ def test_a_folder_may_be_named_as_a_file(tmp_path, extra):
     assert object_kind(None, tmp_path / "x.dcm") is None
     assert object_kind(None, tmp_path / "y.DCM") == "seg"
     assert object_kind("rtstruct", tmp_path / "y.dcm") == "rtstruct"
+
+
+# What must not happen to scans
+
+
+def test_channels_are_turned_alike(tmp_path):
+    first = read_image(save(tmp_path / "a_0000.nii.gz"))
+    second = read_image(save(tmp_path / "one" / "x.nii.gz", seed=1))
+    write(reorient(second, "LPS"), tmp_path / "a_0001.nii.gz")
+    image = read_image([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"])
+    np.testing.assert_array_equal(image.array, np.concatenate([first.array, second.array]))
+    np.testing.assert_array_equal(image.affine, first.affine)
+
+
+def moved(volume, voxels):
+    step = np.eye(4)
+    step[0, 3] = voxels
+    return Volume(volume.array, volume.affine @ step)
+
+
+def test_channels_that_lie_elsewhere_are_refused(tmp_path):
+    first = save(tmp_path / "a_0000.nii.gz")
+    second = tmp_path / "a_0001.nii.gz"
+    write(moved(read_image(first), 0.9), second)  # what rounding in headers may do
+    assert len(read_image([first, second]).array) == 2
+    write(moved(read_image(first), 1.1), second)
+    with pytest.raises(DataError, match=r"a_0001.nii.gz: lies up to 2.2 mm from a_0000.nii.gz"):
+        predict(Threshold(channels=2), [tmp_path], tmp_path / "masks")
+    write(Volume(read_image(first).array[:, 1:], AFFINE), second)
+    with pytest.raises(DataError, match=r"shape \(5, 5, 4\) differs"):
+        read_image([first, second])
+
+
+def test_a_mask_never_takes_the_place_of_a_scan(tmp_path):
+    scan = save(tmp_path / "own" / "a.nii.gz")
+    before = scan.read_bytes()
+    for output in (scan.parent, scan, tmp_path / "own" / ".." / "own"):
+        with pytest.raises(UsageError, match="is a scan to predict"):
+            predict(Threshold(), [scan], output, overwrite=True)
+    assert scan.read_bytes() == before
+
+
+def test_an_object_never_takes_the_place_of_a_slice(tmp_path, extra):
+    folder = series(tmp_path / "ct")
+    slices = sorted(folder.iterdir())
+    before = slices[0].read_bytes()
+    with pytest.raises(UsageError, match="is a scan to predict"):
+        predict(Threshold(), [folder], slices[0].rename(folder / "1.dcm"), overwrite=True)
+    assert (folder / "1.dcm").read_bytes() == before
+
+
+def test_an_output_that_is_another_file(tmp_path):
+    scan = save(tmp_path / "a.nii.gz")
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(
+        UsageError, match=r"is no image and no folder; name the mask .*notes.nii.gz"
+    ):
+        predict(Threshold(), [scan], tmp_path / "notes")
+
+
+@pytest.mark.parametrize("kind", [None, "seg"])
+def test_scans_that_cannot_be_read_do_not_stop_the_others(tmp_path, extra, kind, capsys):
+    """A study holds a localizer whose slices are of two planes."""
+    for number, name in enumerate("abc"):
+        series(tmp_path / "study" / name, seed=number, uid=f"1.2.{number}")
+    dicom_made.write_series(
+        tmp_path / "study" / "b",
+        np.zeros((9, 8, 2)),
+        dicom_made.oblique((80.0, 0.0, 0.0)),
+        names=["x1.dcm", "x2.dcm"],
+        series="1.2.1",
+    )
+    with pytest.raises(DataError, match=r"1 of 3 scans were not predicted, first: .*b"):
+        predict_scans(Threshold(), [tmp_path / "study"], tmp_path / "masks", Console(), dicom=kind)
+    suffix = ".dcm" if kind else ".nii.gz"
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [f"a{suffix}", f"c{suffix}"]
+    assert "b: not predicted" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from vclipseg.export import UNSTATED, Probabilities, describe, without_folders
 from vclipseg.files import replacing
 from vclipseg.inference import Predictor, build_method
 from vclipseg.networks.folding import fold_batchnorm
-from vclipseg.scans import find_scans
+from vclipseg.scans import Scan, find_scans, refuse_scans
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
@@ -219,7 +219,7 @@ def network(description: dict[str, Any]) -> Probabilities:
 class Scans(Dataset):
     """The scans in a folder, prepared; masks that were predicted beside them are left out.
 
-    An item has `name`, `image` (C, x, y, z) float32 and `trace`, the way back to the scan's grid.
+    An item has `scan`, `image` (C, x, y, z) float32 and `trace`, the way back to the scan's grid.
     """
 
     def __init__(self, folder: str, description: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ class Scans(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         scan = self._scans()[index]
         prepared, trace = prepare_image(read_image(scan.files), self.plan)
-        return {"name": scan.name, "image": torch.from_numpy(prepared.array), "trace": trace}
+        return {"scan": scan, "image": torch.from_numpy(prepared.array), "trace": trace}
 
     def _scans(self) -> list[Any]:
         return find_scans([self.folder], self.channels)
@@ -284,12 +284,14 @@ class Evaluator:
         """Write the masks; gives their files.
 
         Raises:
-            UsageError: a mask is there already, and `overwrite` is off.
+            UsageError: a mask is there already and `overwrite` is off, or a scan is where it would go.
         """
         return [self._predict(self.dataset[i]) for i in range(len(self.dataset))]
 
     def _predict(self, item: dict[str, Any]) -> Path:
-        path = self.folder / f"{item['name']}.nii.gz"
+        scan: Scan = item["scan"]
+        path = self.folder / f"{scan.name}.nii.gz"
+        refuse_scans([path] if path.exists() else [], [scan])
         if path.exists() and not self.overwrite:
             raise UsageError(
                 f"{path}: exists already; give --overwrite True, or another output_dir"
@@ -297,5 +299,6 @@ class Evaluator:
         trace: Trace = item["trace"]
         probs = self.inferer(item["image"][None], self.network)[0]
         mask = restore_mask(probs, trace)
-        write(Volume(with_values(mask.array, self.label_values), mask.affine), path)
+        values = with_values(mask.array, self.label_values)
+        write(Volume(values, mask.affine), path, like=scan.files[0])
         return path

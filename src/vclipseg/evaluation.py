@@ -84,7 +84,7 @@ def evaluate(
             case = dataset.case(case_id)
             reference, prediction = dataset.labels(case), predict_mask(dataset.image(case))
             if save_to is not None:
-                write(prediction, save_to / f"{case_id}.nii.gz")
+                write(prediction, save_to / f"{case_id}.nii.gz", like=case.images[0])
             masks = reference, prediction, dataset.class_names
             pending.append((case_id, pool.submit(score_case, case_id, *masks, settings)))
             if len(pending) > workers:  # no more masks in memory than are worked on

@@ -235,12 +235,12 @@ def _run(options: argparse.Namespace) -> None:
     image = read_image(options.scan)
     if options.probabilities:
         probs = model.probabilities(image)
-        write(probs, probs_path)
+        write(probs, probs_path, like=options.scan[0])
         print(probs_path)
         mask = Volume(with_values(probs.array.argmax(0), model.info["label_values"]), image.affine)
     else:
         mask = model.predict(image)
-    write(mask, mask_path)
+    write(mask, mask_path, like=options.scan[0])
     print(mask_path)
 
 
@@ -254,7 +254,10 @@ def _targets(options: argparse.Namespace) -> tuple[Path, Path]:
         if image_suffix(path) not in NIFTI_SUFFIXES:
             raise UsageError(f"{path}: only NIfTI (.nii, .nii.gz) is read and written here")
     probs = mask.with_name(f"{strip_suffix(mask)}_probs.nii.gz")
+    scans = {scan.resolve() for scan in options.scan}
     for path in (mask, probs) if options.probabilities else (mask,):
+        if path.resolve() in scans:
+            raise UsageError(f"{path}: is the scan itself; give another place with -o")
         if path.exists() and not options.overwrite:
             raise UsageError(f"{path}: exists already; give --overwrite, or another place with -o")
     return mask, probs

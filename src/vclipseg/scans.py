@@ -14,9 +14,9 @@ from vclipseg.data.dicom import series_files
 from vclipseg.data.dicom_codes import Codes, load_codes
 from vclipseg.data.dicom_objects import SUFFIX, Writer, check_kind, dicom_writer
 from vclipseg.data.dicom_tree import Series, name_series, scan_tree
-from vclipseg.data.formats import is_series, strip_suffix
+from vclipseg.data.formats import is_series, stored_files, strip_suffix
 from vclipseg.data.volume import Volume, read_image, with_values, write
-from vclipseg.errors import UsageError
+from vclipseg.errors import DataError, UsageError
 from vclipseg.inference import Predictor
 
 CHANNEL = re.compile(r"_(\d{4})$")
@@ -100,6 +100,8 @@ def mask_path(scan: Scan, output: Path | None, several: bool, suffix: str = ".ni
     """Where a scan's mask goes: a given file, a folder, or beside the scan as NAME_seg.nii.gz."""
     if output is None:
         return scan.files[0].parent / f"{scan.name}_seg{suffix}"
+    if output.is_file() and not _is_file(output):
+        raise UsageError(f"{output}: is no image and no folder; name the mask {output}{suffix}")
     if _is_file(output):
         if several:
             raise UsageError(f"{output}: one file for several scans; give a folder with -o")
@@ -135,12 +137,12 @@ def object_kind(dicom: str | None, output: Path | None) -> str | None:
 
 def _writers(
     scans: Sequence[Scan], kind: str | None, codes: Path | None, predictor: Predictor
-) -> list[Writer]:
-    """What writes each scan's mask, of class indices."""
+) -> list[Writer | DataError]:
+    """What writes each scan's mask, of class indices, or why none can."""
     if kind is None:
         if codes is not None:
             raise UsageError(f"{codes}: codes are for DICOM objects; ask for one with --dicom")
-        return [_image_writer(predictor)] * len(scans)
+        return [_image_writer(predictor, scan.files[0]) for scan in scans]
     known: Codes = load_codes(codes, predictor.class_names) if codes else {}
     for scan in scans:
         if not is_series(scan.files[0]):
@@ -148,17 +150,22 @@ def _writers(
                 f"{scan.files[0]}: is no DICOM series, so that no DICOM object can be of it; "
                 "write another format, such as -o mask.nii.gz"
             )
+    return [_object_writer(predictor, scan, kind, known) for scan in scans]
+
+
+def _object_writer(predictor: Predictor, scan: Scan, kind: str, codes: Codes) -> Writer | DataError:
     method = made_by(predictor.description)
-    series = [[file.path for file in series_files(scan.files[0])] for scan in scans]
-    return [
-        dicom_writer(kind, files, predictor.class_names, method=method, codes=known)
-        for files in series
-    ]
+    try:
+        files = [file.path for file in series_files(scan.files[0])]
+        return dicom_writer(kind, files, predictor.class_names, method=method, codes=codes)
+    except DataError as error:
+        return error
 
 
-def _image_writer(predictor: Predictor) -> Writer:
+def _image_writer(predictor: Predictor, scan: Path) -> Writer:
     def write_values(mask: Volume, path: Path) -> None:
-        write(Volume(with_values(mask.array, predictor.label_values), mask.affine), path)
+        values = with_values(mask.array, predictor.label_values)
+        write(Volume(values, mask.affine), path, like=scan)
 
     return write_values
 
@@ -188,7 +195,9 @@ def predict_scans(
         The files written.
 
     Raises:
-        UsageError: a file is there already and `overwrite` is off; nothing is predicted then.
+        UsageError: a file is there already and `overwrite` is off, or it is one of the scans; nothing is
+            predicted then.
+        DataError: scans could not be read or predicted; the others were all the same.
     """
     kind = object_kind(dicom, output)
     scans = find_scans(inputs, len(predictor.description["channel_names"]))
@@ -199,6 +208,7 @@ def predict_scans(
     targets = [mask_path(scan, output, len(scans) > 1, suffix) for scan in scans]
     written_too = [_probs_path(target) for target in targets] if probabilities else []
     taken = [path for path in (*targets, *written_too) if path.exists()]
+    refuse_scans(taken, scans)
     if taken and not overwrite:
         raise UsageError(
             f"{taken[0]}: exists already"
@@ -208,21 +218,61 @@ def predict_scans(
     twice = {target for target in targets if targets.count(target) > 1}
     if twice:
         raise UsageError(f"{min(twice)}: two scans of the same name would be written there")
-    written = []
+    written: list[Path] = []
+    failed: list[DataError] = []
     with console.bar("predict", len(scans)) as advance:
-        for done, (scan, target, write_mask) in enumerate(
+        for done, (scan, target, writer) in enumerate(
             zip(scans, targets, writers, strict=True), start=1
         ):
-            image = read_image(scan.files)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if probabilities:
-                probs = predictor.probabilities(image)
-                written.append(_probs_path(target))
-                write(probs, written[-1])
-                mask = probs.array.argmax(0)
-            else:
-                mask = predictor.predict(image).array
-            write_mask(Volume(mask, image.affine), target)
-            written.append(target)
+            try:
+                written += _predict_scan(predictor, scan, target, writer, probabilities)
+            except DataError as error:
+                if len(scans) > 1:
+                    console.note(f"{scan.name}: not predicted: {error}")
+                failed.append(error)
             advance(done, scan.name)
+    if failed:
+        first = failed[0]
+        if len(scans) == 1:
+            raise first
+        raise DataError(f"{len(failed)} of {len(scans)} scans were not predicted, first: {first}")
     return written
+
+
+def _predict_scan(
+    predictor: Predictor,
+    scan: Scan,
+    target: Path,
+    writer: Writer | DataError,
+    probabilities: bool,
+) -> list[Path]:
+    """Write a scan's mask and, if asked, its probabilities; returns the files."""
+    if isinstance(writer, DataError):
+        raise writer
+    image = read_image(scan.files)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not probabilities:
+        writer(Volume(predictor.predict(image).array, image.affine), target)
+        return [target]
+    probs = predictor.probabilities(image)
+    write(probs, _probs_path(target), like=scan.files[0])
+    writer(Volume(probs.array.argmax(0), image.affine), target)
+    return [_probs_path(target), target]
+
+
+def refuse_scans(taken: Sequence[Path], scans: Sequence[Scan]) -> None:
+    """A mask never takes the place of a scan, whatever may be overwritten.
+
+    Raises:
+        UsageError: one of the files `taken` holds voxels of a scan.
+    """
+    if not taken:
+        return
+    stored = (part for scan in scans for file in scan.files for part in stored_files(file))
+    own = {part.resolve() for part in stored}
+    for path in taken:
+        if path.resolve() in own:
+            raise UsageError(
+                f"{path}: is a scan to predict, and a mask would take its place; give another place "
+                "with -o"
+            )

@@ -264,6 +264,27 @@ def test_csv_mistakes_are_named(tmp_path, change, match):
         open_dataset(write_csv(tmp_path / "mine.csv", rows))
 
 
+def test_tables_of_other_things_are_no_data_set(tmp_path):
+    """Archives come with a table of their series, studies with one of their patients."""
+    for name in ("a", "b"):
+        save_image(tmp_path / "images" / f"{name}.nii.gz")
+        save_labels(tmp_path / "labels" / f"{name}.nii.gz")
+    (tmp_path / "patients.csv").write_text("patient,age\na,61\n")
+    assert open_dataset(tmp_path).layout == "folders"
+    (tmp_path / "latin.csv").write_bytes("Größe\n1\n".encode("latin-1"))
+    assert open_dataset(tmp_path).layout == "folders"
+    write_csv(tmp_path / "mine.csv", csv_rows(tmp_path))
+    assert open_dataset(tmp_path).name == "mine"
+
+
+def test_a_table_alone_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "mine.csv").write_text("patient,file\n1,a.nii.gz\n")
+    with pytest.raises(
+        DataError, match=r"mine.csv: needs a first line with at least case_id,image"
+    ):
+        open_dataset(tmp_path)
+
+
 def test_csv_needs_its_columns(tmp_path):
     (tmp_path / "mine.csv").write_text("patient,file\n1,a.nii.gz\n")
     with pytest.raises(DataError, match="case_id,image,label"):

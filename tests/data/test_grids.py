@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from made import affines, shapes
 
 from vclipseg.data.grids import (
-    corner_shift,
     fit_labels,
     has_geometry,
     header_of,
@@ -18,7 +17,7 @@ from vclipseg.data.grids import (
     same_grid,
     turned,
 )
-from vclipseg.data.volume import Header, Volume, reorient
+from vclipseg.data.volume import Header, Volume, corner_shift, reorient
 
 AXES = ("RAS", "LPS", "SLA", "PIR")
 BOX = (10, 8, 6)

@@ -229,3 +229,55 @@ def test_formats_that_are_not_written(tmp_path, name):
     with pytest.raises(UsageError, match=r"\.nii\.gz"):
         write(Volume(np.zeros(SHAPE), np.eye(4)), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def placed(path, *, sform=None, qform=None, unit="mm"):
+    """A NIfTI file with its two places, each an affine and a code, or none."""
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.float32), None)
+    image.header.set_xyzt_units(unit)
+    image.set_qform(*(qform or (None, 0)))
+    image.set_sform(*(sform or (None, 0)))
+    nib.save(image, path)
+    return path
+
+
+TURNED = np.array([[0, -2.0, 0, 15], [2, 0, 0, -10], [0, 0, 3, 8], [0, 0, 0, 1]])
+STRAIGHT = np.diag([2.0, 2, 3, 1])
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (2, 1), (4, 1), (0, 1), (1, 0), (0, 0)])
+@pytest.mark.parametrize("unit", ["mm", "micron", "unknown"])
+def test_a_mask_has_both_places_of_its_scan(tmp_path, codes, unit):
+    """Programs choose differently where a coregistration left two; a mask is to go where its scan goes."""
+    forms = [(TURNED, codes[0]) if codes[0] else None, (STRAIGHT, codes[1]) if codes[1] else None]
+    scan = placed(tmp_path / "scan.nii.gz", sform=forms[0], qform=forms[1], unit=unit)
+    image = read_image(scan)
+    write(Volume(image.array[0].astype(np.uint8), image.affine), tmp_path / "m.nii.gz", like=scan)
+    theirs, ours = nib.load(scan).header, nib.load(tmp_path / "m.nii.gz").header
+    for read in ("get_sform", "get_qform"):
+        (place, code), (expected, same_code) = (
+            getattr(h, read)(coded=True) for h in (ours, theirs)
+        )
+        assert code == same_code
+        assert place is expected is None or np.allclose(place, expected, atol=1e-5)
+    assert ours.get_xyzt_units()[0] == unit
+    assert np.allclose(read_labels(tmp_path / "m.nii.gz").affine, image.affine)
+    first, second = (sitk.ReadImage(str(tmp_path / n)) for n in ("scan.nii.gz", "m.nii.gz"))
+    assert np.allclose(first.GetOrigin(), second.GetOrigin(), atol=1e-4)
+    assert np.allclose(first.GetDirection(), second.GetDirection(), atol=1e-5)
+    assert np.allclose(first.GetSpacing(), second.GetSpacing())
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1)])
+def test_lengths_are_mm_whatever_the_unit(tmp_path, unit, factor):
+    path = placed(tmp_path / "a.nii", sform=(STRAIGHT, 1), unit=unit)
+    for read in (read_header, read_image):
+        assert np.allclose(read(path).spacing, np.array([2, 2, 3]) * factor)
+
+
+def test_only_nifti_is_placed_as_nifti(tmp_path):
+    volume = Volume(np.ones(SHAPE, np.uint8), TURNED)
+    for suffix, like in ((".nrrd", ".nii"), (".nii", ".nrrd")):
+        other = save_image(tmp_path / f"like{like}")
+        write(volume, tmp_path / f"a{suffix}", like=other)
+        assert np.allclose(read_labels(tmp_path / f"a{suffix}").affine, TURNED)

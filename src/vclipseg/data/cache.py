@@ -144,7 +144,7 @@ def _label_key(dataset: Dataset, case: Case, key: str) -> str:
     label = case.training_label
     if label is None:
         raise DataError(f"{dataset.root}: case {case.case_id} has no label file.")
-    content = [key, hash_file(label), dataset.label_values]
+    content: list[object] = [key, hash_file(label), dataset.label_values]
     if dataset.by_name or is_object(label):
         content += [dataset.class_names, case.review.classes if case.review else None]
     return _digest(*content)

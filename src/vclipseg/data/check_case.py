@@ -17,8 +17,6 @@ from vclipseg.data.dicom_labels import is_object, read_on_grid
 from vclipseg.data.findings import Problem
 from vclipseg.data.formats import is_series
 from vclipseg.data.grids import (
-    SNAP_VOXELS,
-    corner_shift,
     describe_difference,
     format_mm,
     has_geometry,
@@ -30,9 +28,11 @@ from vclipseg.data.grids import (
     turned_like,
 )
 from vclipseg.data.volume import (
+    SNAP_VOXELS,
     WRITE_SUFFIXES,
     Header,
     Volume,
+    corner_shift,
     image_suffix,
     read_image,
     read_labels,

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from vclipseg.data.grids import SNAP_VOXELS, corner_shift, format_mm, header_of
+from vclipseg.data.grids import format_mm, header_of
 from vclipseg.data.orientation import axes_and_flips, turn, turn_affine
-from vclipseg.data.volume import Volume
+from vclipseg.data.volume import SNAP_VOXELS, Volume, corner_shift
 from vclipseg.errors import DataError
 
 SOFT_TISSUE_HU = (-50.0, 200.0)

@@ -29,6 +29,8 @@ WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 HDF5_SPACING_MM = 0.625
 """The HDF5 files of the left atrium literature carry no geometry; all are this isotropic."""
 
+_MM = {"micron": 1e-3, "meter": 1e3}
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Geometry = tuple[tuple[int, ...], np.ndarray]
@@ -72,7 +74,7 @@ def read_geometry(path: Path) -> Geometry:
     suffix = image_suffix(path)
     if suffix in NIFTI_SUFFIXES:
         image = _open_nifti(path)
-        return image.shape, image.affine
+        return image.shape, _nifti_affine(image)
     if suffix in ITK_SUFFIXES:
         return _itk_geometry(path)
     import h5py
@@ -94,10 +96,13 @@ def read_voxels(path: Path, kind: str) -> Voxels:
         return cast("h5py.Dataset", file[kind])[()], _hdf5_affine()
 
 
-def write_voxels(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    """Write voxels `(X, Y, Z[, C])` in the format that the suffix names."""
+def write_voxels(
+    array: np.ndarray, affine: np.ndarray, path: Path, like: Path | None = None
+) -> None:
+    """Write voxels `(X, Y, Z[, C])` in the format that the suffix names, placed as NIfTI's `like`."""
     if image_suffix(path) in NIFTI_SUFFIXES:
-        _write_nifti(array, affine, path)
+        placed_as = like if like and image_suffix(like) in NIFTI_SUFFIXES else None
+        _write_nifti(array, affine, path, placed_as)
     else:
         _write_itk(array, affine, path)
 
@@ -129,20 +134,46 @@ def _open_nifti(path: Path) -> Any:
 def _read_nifti(path: Path, kind: str) -> Voxels:
     image = _open_nifti(path)
     if kind == "image" and image.get_data_dtype().kind in "biuf":
-        return image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine
-    return np.asanyarray(image.dataobj), image.affine
+        return image.get_fdata(dtype=np.float32, caching="unchanged"), _nifti_affine(image)
+    return np.asanyarray(image.dataobj), _nifti_affine(image)
 
 
-def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+def _nifti_affine(image: Any) -> np.ndarray:
+    """To mm: few files, those of microscopes, have another unit."""
+    unit = image.header.get_xyzt_units()[0]
+    return np.diag([*[_MM.get(unit, 1.0)] * 3, 1.0]) @ image.affine
+
+
+def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path, like: Path | None) -> None:
     import nibabel as nib
 
     image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    axes = affine[:3, :3] / affine_spacing(affine)
-    if np.allclose(axes.T @ axes, np.eye(3), atol=1e-5):  # a qform cannot hold a shear
-        image.set_qform(affine, code="scanner")
+    if like:
+        _place(image, _open_nifti(like))
+    else:
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, code="scanner")
+        axes = affine[:3, :3] / affine_spacing(affine)
+        if np.allclose(axes.T @ axes, np.eye(3), atol=1e-5):  # a qform cannot hold a shear
+            image.set_qform(affine, code="scanner")
     nib.save(image, path)
+
+
+def _place(image: Any, like: Any) -> None:
+    """Both affines of another image on the same grid, their codes, and the unit."""
+    image.header.set_xyzt_units(like.header.get_xyzt_units()[0])
+    image.header["pixdim"][:4] = like.header["pixdim"][:4]
+    for name in (
+        "qform_code",
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "qoffset_y",
+        "qoffset_z",
+    ):
+        image.header[name] = like.header[name]
+    image.set_sform(*like.get_sform(coded=True))
 
 
 def itk_affine(

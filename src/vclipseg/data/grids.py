@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import affine_transform
 
-from vclipseg.data.volume import Header, Volume, axes_and_flips, reorient, turn_affine
+from vclipseg.data.orientation import corners, transform
+from vclipseg.data.volume import (
+    SNAP_VOXELS,
+    Header,
+    Volume,
+    axes_and_flips,
+    corner_shift,
+    reorient,
+    turn_affine,
+)
 
 SAME_GRID_VOXELS = 1e-3
 """Grids closer than this are one: headers store about six digits."""
-SNAP_VOXELS = 1.0
-"""Grids of one shape that are closer than this are meant to be one: headers got rounded."""
 
 
 def header_of(volume: Volume) -> Header:
@@ -45,13 +51,6 @@ def turned_like(labels: Volume, image: Header) -> Volume:
     return reorient(labels, orientation(image))
 
 
-def corner_shift(first: Header, second: Header) -> tuple[float, float]:
-    """The largest distance between matching outer corners: in mm, and in voxels of the first."""
-    shift = _corners(second) - _corners(first)  # (8, 3) mm
-    voxels = shift @ np.linalg.inv(first.affine[:3, :3]).T
-    return float(np.linalg.norm(shift, axis=1).max()), float(np.abs(voxels).max())
-
-
 def same_grid(first: Header, second: Header) -> bool:
     """Whether voxels of equal index lie at the same place, but for rounding in the headers."""
     return first.shape == second.shape and corner_shift(first, second)[1] < SAME_GRID_VOXELS
@@ -63,7 +62,7 @@ def overhang(inner: Header, outer: Header) -> float:
 
 
 def _outside_mm(inner: Header, outer: Header, margin: float) -> float:
-    index = _transform(np.linalg.inv(outer.affine), _corners(inner, margin))
+    index = transform(np.linalg.inv(outer.affine), corners(inner.shape, inner.affine, margin))
     last = np.asarray(outer.shape) - 1
     outside = np.maximum(-index, index - last) - 0.5  # in voxels of outer
     outside[outside < SAME_GRID_VOXELS] = 0
@@ -130,13 +129,3 @@ def format_mm(value: float) -> str:
     if value < 5e-4:
         return "0"
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-
-
-def _corners(header: Header, margin: float = 0.5) -> np.ndarray:
-    """World positions `(8, 3)` in mm of the corners, `margin` voxels outside the centers."""
-    ends = [(-margin, n - 1 + margin) for n in header.shape]
-    return _transform(header.affine, np.array(list(product(*ends))))
-
-
-def _transform(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ affine[:3, :3].T + affine[:3, 3]

@@ -64,10 +64,12 @@ def _without_description(
     root: Path,
 ) -> Iterable[tuple[bool, Callable[[Path], Listing]]]:
     tables = sorted(p for p in root.glob("*.csv") if not hidden(p))
-    yield len(tables) == 1, lambda _: _csv(tables[0])
+    listings = [p for p in tables if set(_first_line(p)) >= _COLUMNS]
+    yield len(listings) == 1, lambda _: _csv(listings[0])
     yield any((root / name).is_dir() for name in ("images", "imagesTr")), _folders
     yield bool(_la_files(root)), _la_h5
     yield has_dicom(root), list_dicom
+    yield len(tables) == 1, lambda _: _csv(tables[0])  # which says what is wrong with it
 
 
 # ---- folders ---------------------------------------------------------------------------
@@ -126,6 +128,17 @@ def _id_list(places: Sequence[Path], name: str) -> list[str] | None:
 
 # ---- CSV -------------------------------------------------------------------------------
 
+_COLUMNS = {"case_id", "image"}
+
+
+def _first_line(file: Path) -> list[str]:
+    """The columns of a CSV; archives come with tables of other things."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            return next(csv.reader(stream), [])
+    except (OSError, ValueError, csv.Error):
+        return []
+
 
 def _csv(file: Path) -> Listing:
     """Columns case_id, image, label; optional split, annotated_classes, subject, site."""
@@ -134,7 +147,7 @@ def _csv(file: Path) -> Listing:
             rows = list(csv.DictReader(stream))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{file}: is not readable as CSV ({error}).") from error
-    if not rows or not {"case_id", "image"} <= set(rows[0]):
+    if not rows or not set(rows[0]) >= _COLUMNS:
         raise DataError(
             f"{file}: needs a first line with at least case_id,image,label and a line a case."
         )

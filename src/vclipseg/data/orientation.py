@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,14 @@ def turn_affine(
         to_old[old, new] = -1 if flip else 1
         to_old[old, 3] = shape[old] - 1 if flip else 0
     return affine @ to_old
+
+
+def corners(shape: Sequence[int], affine: np.ndarray, margin: float = 0.5) -> np.ndarray:
+    """World positions `(8, 3)` in mm of a grid's corners, `margin` voxels outside the centers."""
+    ends = [(-margin, n - 1 + margin) for n in shape]
+    return transform(affine, np.array(list(product(*ends))))
+
+
+def transform(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points `(N, 3)` as an affine maps them."""
+    return points @ affine[:3, :3].T + affine[:3, 3]

@@ -25,17 +25,19 @@ from vclipseg.data.formats import (
     strip_suffix,
     write_voxels,
 )
-from vclipseg.data.orientation import axes_and_flips, turn, turn_affine, turn_back
+from vclipseg.data.orientation import axes_and_flips, corners, turn, turn_affine, turn_back
 from vclipseg.errors import DataError, UsageError
 from vclipseg.files import replacing
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "SNAP_VOXELS",
     "WRITE_SUFFIXES",
     "Header",
     "Volume",
     "affine_spacing",
     "axes_and_flips",
+    "corner_shift",
     "image_suffix",
     "read_header",
     "read_image",
@@ -48,6 +50,9 @@ __all__ = [
     "with_values",
     "write",
 ]
+
+SNAP_VOXELS = 1.0
+"""Grids of one shape that are closer than this are meant to be one: headers got rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,27 +118,44 @@ def read_header(path: str | Path) -> Header:
         return _header(*read_geometry(path))
 
 
+def corner_shift(first: Header | Volume, second: Header | Volume) -> tuple[float, float]:
+    """The largest distance between matching outer corners: in mm, and in voxels of the first."""
+    shift = corners(second.shape, second.affine) - corners(first.shape, first.affine)  # (8, 3) mm
+    voxels = shift @ np.linalg.inv(first.affine[:3, :3]).T
+    return float(np.linalg.norm(shift, axis=1).max()), float(np.abs(voxels).max())
+
+
 def read_image(paths: str | Path | Sequence[Path]) -> Volume:
-    """Read an image as float32 `(C, X, Y, Z)`.
+    """Read an image as float32 `(C, X, Y, Z)`; channels with other axes are turned like the first.
 
     Args:
         paths: One file a channel, or one file with its channels in the last axis. A DICOM series is
             named by its folder, or by a file of it.
 
     Raises:
-        DataError: A file is missing, unreadable or differs in shape from the first.
+        DataError: A file is missing or unreadable, or does not lie where the first does.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]
     first, *others = [_read(path, "image") for path in files]
-    for path, other in zip(files[1:], others, strict=True):
-        if other.shape != first.shape:
-            raise DataError(
-                f"{path}: shape {other.shape} differs from {first.shape} of {files[0].name}. "
-                "The channels of a case must share one grid: resample them to it."
-            )
     if not others:
         return first
-    return Volume(np.concatenate([first.array, *[o.array for o in others]]), first.affine)
+    channels = [_on_grid(o, p, first, files[0]) for o, p in zip(others, files[1:], strict=True)]
+    return Volume(np.concatenate([first.array, *channels]), first.affine)
+
+
+def _on_grid(channel: Volume, path: Path, first: Volume, first_path: Path) -> np.ndarray:
+    """A channel's voxels in the order of the first one's."""
+    if not np.allclose(channel.affine, first.affine):
+        channel = reorient(channel, first.orientation)
+    advice = "The channels of a case must share one grid: resample them to it."
+    if channel.shape != first.shape:
+        raise DataError(
+            f"{path}: shape {channel.shape} differs from {first.shape} of {first_path.name}. {advice}"
+        )
+    mm, voxels = corner_shift(first, channel)
+    if voxels >= SNAP_VOXELS:
+        raise DataError(f"{path}: lies up to {mm:.3g} mm from {first_path.name}. {advice}")
+    return channel.array
 
 
 def read_labels(path: str | Path) -> Volume:
@@ -153,8 +175,14 @@ def read_labels(path: str | Path) -> Volume:
     return Volume(_as_integers(volume.array[0], path), volume.affine)
 
 
-def write(volume: Volume, path: str | Path) -> None:
+def write(volume: Volume, path: str | Path, like: Path | None = None) -> None:
     """Write a volume whole or not at all, in the format its suffix names.
+
+    Args:
+        volume: What to write.
+        path: Where.
+        like: The file of the image whose grid this is. Of two NIfTI files the second has the places
+            and units of the first: some have two places, of which programs choose differently.
 
     Raises:
         UsageError: The suffix is none of `WRITE_SUFFIXES`.
@@ -166,7 +194,7 @@ def write(volume: Volume, path: str | Path) -> None:
             f"{path}: volumes are written as {', '.join(WRITE_SUFFIXES)}; name the file so."
         )
     with replacing(path) as unfinished:
-        write_voxels(_storable(volume.array), volume.affine, unfinished)
+        write_voxels(_storable(volume.array), volume.affine, unfinished, like)
 
 
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
@@ -182,7 +210,8 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
 def with_values(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
     """Class indices to a data set's own label values, in a type that every viewer knows."""
     known = np.asarray(values)
-    return known[mask].astype(np.uint8 if known.max() < 256 else np.int32)
+    small = known.min() >= 0 and known.max() < 256
+    return known[mask].astype(np.uint8 if small else np.int32)
 
 
 def _read(path: Path, kind: str) -> Volume:
