@@ -100,9 +100,20 @@ def asked(row: dict) -> Asked:
 
 
 def read_scores(record: Path) -> dict[Asked, Scores]:
-    """What the record holds, methods in the order of their first rows."""
+    """What the record holds, methods in the order of their first rows.
+
+    Raises:
+        UsageError: two runs of one method, preset, length and seed; they may differ in other settings.
+    """
     found: dict[Asked, Scores] = defaultdict(lambda: defaultdict(dict))
+    runs: dict[tuple[Asked, str], str] = {}
     for row in read_rows(record):
+        same = runs.setdefault((asked(row), row["seed"]), row["settings_hash"])
+        if same != row["settings_hash"]:
+            raise UsageError(
+                f"{record}: two runs ({same}, {row['settings_hash']}) of {row['method']} ({row['preset']}), "
+                f"seed {row['seed']}, are one method here; give each a record of its own"
+            )
         found[asked(row)][int(row["seed"])][row["case_id"]] = float(row["dice"])
     return dict(found)
 

@@ -14,6 +14,7 @@ import pytest
 
 from made_records import add_run
 from toy import TINY
+from vclipseg import commands
 from vclipseg.benchmark import view
 from vclipseg.benchmark.cells import locked, run_cell
 from vclipseg.benchmark.grids import load_grid
@@ -27,6 +28,7 @@ from vclipseg.errors import UsageError, VclipsegError
 from vclipseg.records import RUN_COLUMNS, read_runs
 from vclipseg.runs import Run
 from vclipseg.tables.facts import read_facts
+from vclipseg.tables.sections import read_sections
 
 QUIET = Console(quiet=True)
 GRID = """
@@ -229,8 +231,58 @@ def test_runs_of_other_settings_are_not_averaged_with_those_of_the_grid(tiny_dat
     with pytest.raises(UsageError, match=f"other settings or other data .run {job.settings_hash}"):
         run_benchmark(other, here(0), 1)
     assert len(read_runs(bench.record)) == 2  # and nothing is lost
+    next_seed = (*TINY, "train.lr=0.5", "grid.seeds=[1]")
+    later = Planner(load_grid(bench.planner.grid.path, next_seed), tiny_data, tmp_path / "runs")
+    for redo in ([], ["supervised"]):
+        with pytest.raises(UsageError, match="seed 0 is recorded with other settings"):
+            run_benchmark(Benchmark(later, bench.record, QUIET), here(0), 1, redo=redo)
+    assert len(read_runs(bench.record)) == 2
     jobs, _ = run_benchmark(other, here(0), 1, redo=["supervised"])
     assert states(jobs) == ["stopped"] * 2
+
+
+def test_folds_are_not_averaged_with_the_own_test_cases(tiny_data, tmp_path):
+    text = GRID.replace(', { name = "vclipseg" }', "").replace("[0, 1]", "[0]")
+    run_benchmark(make(tmp_path, tiny_data, text), here(), 1)
+    folds = make(tmp_path, tiny_data, text.replace("seeds =", "folds = 2\nseeds ="))
+    run_benchmark(folds, here(), 1)
+    own, of_folds = (s for s in read_sections(folds.record) if s.is_main)
+    assert [len(s.rows[0].group.records) for s in (own, of_folds)] == [1, 2]
+    assert not own.cases & of_folds.cases
+
+
+def test_a_failure_is_told_until_something_becomes_of_the_cell(tiny_data, tmp_path):
+    text = GRID.replace("[0, 1]", "[0]").replace('{ name = "vclipseg" }]', FAILS + "]")
+    text = text.replace('published = "la"\n', 'published = "la"\nlabeled = [1]\n')
+    bench = make(tmp_path, tiny_data, text)
+    run_benchmark(bench, here(), 1)
+
+    def told():
+        return [cell for cell, _ in read_facts(bench.record)["tiny"].failed]
+
+    both = told()
+    assert len(both) == 2
+    run_benchmark(bench, here(0), 1)  # stopped before it came to them
+    assert told() == both
+    run_benchmark(make(tmp_path, tiny_data, text.replace("[0]", "[1]")), here(1), 1)
+    assert set(both) < set(told())  # and one that asks for too many labels with the other seed
+    good = text.replace("stride = [99, 99, 99]", "stride = [16, 16, 16]")
+    run_benchmark(make(tmp_path, tiny_data, good), here(), 1)
+    assert both[0] not in told()
+    assert both[1] in told()
+
+
+def test_a_run_that_was_scored_otherwise_is_scored_again(tiny_data, tmp_path):
+    text = GRID.replace(', { name = "vclipseg" }', "").replace("[0, 1]", "[0]")
+    bench = make(tmp_path, tiny_data, text)
+    (job,), _ = run_benchmark(bench, here(), 1)
+    commands.evaluate(job.folder, None, None, ["evaluate.nsd_tolerance_mm=30"], QUIET, 1)
+    again = make(tmp_path, tiny_data, text, record="again")
+    (job,), _ = run_benchmark(again, here(), 1)
+    assert job.state == "done"
+    assert [row.nsd for row in read_runs(again.record)] == [
+        row.nsd for row in read_runs(bench.record)
+    ]
 
 
 def test_the_same_run_twice_is_refused(tiny_data, tmp_path):

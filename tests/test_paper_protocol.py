@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from toy import TINY
+from vclipseg import commands
 from vclipseg.checkpoint import load_model, save_model
 from vclipseg.compare import compare_runs
 from vclipseg.config import load_experiment
@@ -90,6 +93,17 @@ def test_what_is_made_of_it_is_marked(looked, tiny_data):
     page = write_report([best.folder], data_root=tiny_data).read_text(encoding="utf-8")
     assert "The checkpoint was chosen on the test list" in page
     assert not (run.folder / "metrics.json").exists()  # the run itself is scored by others
+
+
+def test_it_stays_marked_when_it_is_evaluated_again(looked, tiny_data, tmp_path):
+    run, _, best = looked
+    copy = Path(shutil.copytree(best.folder, tmp_path / "paper"))
+    before = json.loads((copy / "metrics.json").read_text())
+    commands.evaluate(copy, tiny_data, None, [], QUIET, 1)
+    after = json.loads((copy / "metrics.json").read_text())
+    marks = ("protocol", "looks", "chosen_step", "mean")
+    assert [after[name] for name in marks] == [before[name] for name in marks]
+    assert best.settings_hash != run.settings_hash  # so that what starts from it is another run too
 
 
 def test_comparing_with_it_says_so(looked):

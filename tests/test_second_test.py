@@ -83,6 +83,17 @@ def test_runs_are_scored_on_what_they_left_unlabeled(tmp_path, monkeypatch, caps
     assert {row["dataset"] for row in found} == {"tiny"}
 
 
+def test_two_runs_of_one_name_are_not_one(tmp_path):
+    """They may differ in a setting that the record does not hold."""
+    row = dict.fromkeys(second_test.COLUMNS, "x") | {"seed": 0, "dice": 0.5}
+    record = tmp_path / "record.csv"
+    second_test.add_rows(record, [row, row | {"settings_hash": "y", "seed": 1}])
+    assert len(second_test.read_scores(record)) == 1
+    second_test.add_rows(record, [row | {"settings_hash": "z"}])
+    with pytest.raises(UsageError, match=r"two runs \(x, z\) of x \(x\), seed 0"):
+        second_test.read_scores(record)
+
+
 def test_runs_with_other_labels_are_not_compared():
     found = {OURS: scores([0.8] * 8), OTHERS: scores([0.7] * 7)}
     with pytest.raises(UsageError, match="different cases"):

@@ -31,7 +31,6 @@ from vclipseg.networks.text import text_vectors
 from vclipseg.ranks import count, highest, is_first, launched, local_count, rank, wait
 from vclipseg.runlog import RunLog
 from vclipseg.runs import Prepared, Run, refuse_run
-from vclipseg.scores import Protocol
 from vclipseg.training import TrainSettings, TrainState, make_machine, start, train
 
 SMALL = 100
@@ -315,7 +314,6 @@ def evaluate_run(
     settings: PredictSettings | None = None,
     workers: int = 1,
     scoring: EvaluateSettings | None = None,
-    protocol: Protocol = "strict",
 ) -> dict[str, Any]:
     """Score the finished model on the test cases that have labels; returns metrics.json's content.
 
@@ -326,7 +324,6 @@ def evaluate_run(
         settings: how to predict, if not as the run says.
         workers: threads that score.
         scoring: how to score, if not as the run says.
-        protocol: `paper` for a model that was chosen on the test cases.
 
     Raises:
         UsageError: no test case has labels, or there is no finished model.
@@ -354,11 +351,14 @@ def evaluate_run(
         scores,
         scoring,
         weights=experiment.train.weights,
-        protocol=protocol,
+        protocol=run.marks.get("protocol", "strict"),
         seconds=round(time.monotonic() - began, 2),
     )
     summary["train_seconds"] = run.train_seconds
     summary["remarks"] = list(dataset.remarks)
+    summary |= run.marks
+    if changed := _changed(experiment, settings, scoring):
+        summary["changed"] = changed
     predictions = {i: run.folder / "predictions" / f"{i}.nii.gz" for i in case_ids}
     references = {i: shown_label(dataset.case(i)) for i in case_ids}
     write_scores(
@@ -369,6 +369,20 @@ def evaluate_run(
         prediction_files=predictions,
     )
     return summary
+
+
+def _changed(
+    experiment: Experiment, predict: PredictSettings | None, scoring: EvaluateSettings
+) -> dict[str, Any]:
+    """Settings of an evaluation that are not those of the run, as `section.name`."""
+    used = {"predict": predict or experiment.predict, "evaluate": scoring}
+    own = {"predict": experiment.predict, "evaluate": experiment.evaluate}
+    return {
+        f"{section}.{name}": value
+        for section, settings in used.items()
+        for name, value in settings.model_dump(mode="json").items()
+        if value != own[section].model_dump(mode="json")[name]
+    }
 
 
 def describe_row(row: dict[str, float], loss: Loss) -> str:

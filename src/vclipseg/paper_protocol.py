@@ -26,6 +26,7 @@ from vclipseg.data.preprocess import prepare_image, restore_mask
 from vclipseg.experiment import evaluate_run
 from vclipseg.inference import Predictor
 from vclipseg.metrics import dice
+from vclipseg.records import settings_hash
 from vclipseg.runs import Run, write_json
 from vclipseg.scores import write_rows
 from vclipseg.training import TrainState
@@ -34,7 +35,6 @@ FIRST, EVERY, PUBLISHED_STEPS = 800, 200, 15_000
 FOLDER = "paper"
 COLUMNS = ("step", "dice")
 COPIED = (
-    "experiment.json",
     "environment.json",
     "splits.json",
     "plan.json",
@@ -115,18 +115,19 @@ def evaluate_best(run: Run, console: Console, root: Path | None = None) -> Run:
     """Make `paper/` a run folder of its own and score the weights that were best on the test cases.
 
     Returns:
-        That run. Its metrics.json says `"protocol": "paper"`, how often the test cases were looked
-        at, and which step was chosen.
+        That run. It says `"protocol": "paper"`, how often the test cases were looked at and which step
+        was chosen, whenever it is evaluated; and it is another run to whatever starts from it.
     """
     folder, looks = run.folder / FOLDER, read_looks(run.folder)
     for name in COPIED:
         if (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, folder / name)
     chosen = max(looks, key=lambda row: row["dice"])
+    marks = {"protocol": "paper", "looks": len(looks), "chosen_step": chosen["step"]}
+    known = {"settings_hash": settings_hash({"run": run.settings_hash, **marks})}
+    write_json(folder / "experiment.json", {**run.description, **known, **marks})
     best = Run.open(folder)
-    summary = evaluate_run(best, console, root, protocol="paper")
-    summary |= {"looks": len(looks), "chosen_step": chosen["step"]}
-    write_json(folder / "metrics.json", summary)
+    evaluate_run(best, console, root)
     return best
 
 

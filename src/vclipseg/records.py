@@ -85,6 +85,11 @@ class RunRecord:
         return *what, *self.replicate, self.filters, self.steps, self.weights
 
 
+def row_of(place: Place) -> Place:
+    """A place without seed, draw and fold: runs that tables average."""
+    return place[:5] + place[8:]
+
+
 RUN_COLUMNS = tuple(field.name for field in fields(RunRecord))
 RECORD_CASE_COLUMNS = ("settings_hash", "protocol", "weights", *CASE_COLUMNS)
 _OPTIONAL = ("draw", "fold")

@@ -172,6 +172,12 @@ class Run:
         return self.description["settings_hash"]
 
     @property
+    def marks(self) -> dict[str, Any]:
+        """What every result has to say of a model that was chosen on the test cases; else nothing."""
+        names = ("protocol", "looks", "chosen_step")
+        return {name: self.description[name] for name in names if name in self.description}
+
+    @property
     def train_seconds(self) -> float:
         """Seconds of training, from the log."""
         rows = read_log(self.folder / "log.csv")

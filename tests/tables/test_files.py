@@ -160,6 +160,16 @@ def test_labels_saved_are_told(tmp_path):
     assert of_16["Labels saved (95% interval)"].startswith("more than 0 (")
 
 
+def test_labels_are_saved_over_the_seeds_that_all_have(tmp_path):
+    """The baseline's second seed is better; that is nothing that the method would save."""
+    for labeled, dice in ((4, 0.0), (16, 0.2)):
+        for seed, more in ((0, 0.0), (1, 0.1)):
+            add_run(tmp_path, "supervised", BASE + dice + more, text="", labeled=labeled, seed=seed)
+    add_run(tmp_path, "vclipseg", BASE, labeled=4)
+    (row,) = tables_of(written(tmp_path)[0].split("## Labels saved")[1])[0]
+    assert row["Labels saved (95% interval)"] == "0.0 (0.0 to 0.0)"
+
+
 def test_a_method_below_the_baselines_smallest_budget_saves_fewer_than_none(tmp_path):
     for labeled, dice in ((4, 0.0), (16, 0.2)):
         add_run(tmp_path, "supervised", BASE + dice, text="", labeled=labeled)

@@ -136,11 +136,21 @@ def test_the_largest_component_stands_beside_the_mask(tmp_path):
 
 
 def test_draws_and_folds_are_runs_of_one_method(tmp_path):
-    add_run(tmp_path, "supervised", BASE, draw=1)
+    add_run(tmp_path, "supervised", BASE, draw=1, fold=1)
     add_run(tmp_path, "supervised", BASE, draw=2, fold=0)
     (row,) = read_sections(tmp_path)[0].rows
     names = [replicate_name(record) for record in row.group.records]
-    assert names == ["0 draw 1", "0 draw 2 fold 0"]
+    assert names == ["0 draw 2 fold 0", "0 draw 1 fold 1"]
+
+
+def test_folds_stand_apart_from_the_own_test_cases(tmp_path):
+    """Test cases of a fold were train cases of the other runs."""
+    for fold in (None, 0, 1):
+        add_run(tmp_path, "supervised", BASE, fold=fold)
+    own, folds = read_sections(tmp_path)
+    assert (len(own.rows[0].group.records), len(folds.rows[0].group.records)) == (1, 2)
+    assert "cross-validation" in folds.title
+    assert own.size != folds.size
 
 
 def test_facts_give_order_notes_and_published_figures(grid):

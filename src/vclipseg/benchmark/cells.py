@@ -66,11 +66,11 @@ class Order:
 
 
 def is_done(folder: Path, paper: bool) -> bool:
-    """A run folder has all results that are asked for."""
+    """A run folder has all results that are asked for, made with the run's own settings."""
     found = [folder / "metrics.json"]
     if paper:
         found.append(folder / FOLDER / "metrics.json")
-    return all(file.is_file() for file in found)
+    return all(file.is_file() and "changed" not in json.loads(file.read_text()) for file in found)
 
 
 def run_cell(order: Order, console: Console) -> None:

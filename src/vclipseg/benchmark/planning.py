@@ -119,6 +119,14 @@ class Planner:
                 )
         return jobs
 
+    def hash_of(self, cell: Cell) -> str:
+        """The identity that a cell's run has, empty where it cannot be run."""
+        key = "hash", id(cell.entry), *cell.replicate
+        try:
+            return self._once(key, lambda: self._expected(cell).settings_hash)
+        except VclipsegError:
+            return ""
+
     def _job(self, cell: Cell, recorded: Container[str]) -> Job:
         try:
             job = self._expected(cell)

@@ -8,8 +8,8 @@ the tables and tried again next time. One process at a time records into a grid.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vclipseg.benchmark.cells import is_done, locked
@@ -22,13 +22,13 @@ from vclipseg.console import Console
 from vclipseg.errors import Stopped, UsageError
 from vclipseg.experiment import stop_signals
 from vclipseg.paper_protocol import FOLDER
-from vclipseg.records import forget, read_runs, recorded, take_over
+from vclipseg.records import Place, forget, read_runs, recorded, row_of, take_over
 from vclipseg.report.gallery import gallery, median_case
 from vclipseg.runs import Run
 from vclipseg.scores import Protocol, case_means, read_scores
 from vclipseg.tables.facts import GridFacts, read_facts, write_facts
 from vclipseg.tables.files import write_tables
-from vclipseg.tables.groups import BASELINE
+from vclipseg.tables.groups import BASELINE, grouped
 from vclipseg.tables.plots import save, write_figures
 
 SAME = "the same command"
@@ -97,34 +97,41 @@ class Benchmark:
                         take_over(other, self.record, job.settings_hash, protocol, shown)
                     job.state, job.why = "recorded", f"from {other}"
 
-    def refuse_mixture(self, jobs: Iterable[Job]) -> None:
-        """Runs of other settings are not averaged with those of this grid.
+    def refuse_mixture(self, jobs: Iterable[Job], leaving: Container[Place] = ()) -> None:
+        """Runs of other settings are not averaged with those of this grid, those `leaving` aside.
 
         Raises:
-            UsageError: in the place of a cell the record has a run of other settings or data.
+            UsageError: in the row of a cell the record has a run of other settings or data, of whatever
+                seed, draw or fold.
         """
-        there = {row.place: row.settings_hash for row in read_runs(self.record)}
+        staying = (run for run in read_runs(self.record) if run.place not in leaving)
+        by_row = grouped(staying, lambda run: row_of(run.place))
         for job in jobs:
-            old = there.get(job.place, job.settings_hash) if job.place else job.settings_hash
-            if old != job.settings_hash:
-                raise UsageError(
-                    f"{self.record}: {job.cell} is recorded with other settings or other data (run {old}, "
-                    f"here {job.settings_hash}), and tables would average both. Take another folder with "
-                    f"--out, or run the method anew with --redo {job.cell.entry.name}."
-                )
+            for run in by_row.get(row_of(job.place), ()) if job.place else ():
+                cell = replace(job.cell, seed=run.seed, draw=run.draw, fold=run.fold)
+                same = self.planner.hash_of(cell)
+                if run.settings_hash != same:
+                    raise UsageError(
+                        f"{self.record}: {cell} is recorded with other settings or other data (run "
+                        f"{run.settings_hash}, here {same or 'none'}), and tables would average both. Take "
+                        f"another folder with --out, or run all of the method anew with --redo "
+                        f"{cell.entry.name}."
+                    )
 
     def redo(self, methods: Sequence[str]) -> None:
         """Forget what is recorded of the grid's cells of some methods, and put their run folders aside.
 
         Raises:
-            UsageError: the grid has no such method.
+            UsageError: the grid has no such method, or other settings of it would stay in the record.
         """
         grid = self.planner.grid
         known = {entry.name for entry in grid.settings.methods}
         if unknown := [method for method in methods if method not in known]:
             raise UsageError(f"--redo {unknown[0]}: {grid.path} has {', '.join(sorted(known))}")
         jobs = [job for job in self.jobs() if job.cell.entry.name in methods and job.order]
-        count = forget(self.record, {job.place for job in jobs if job.place})
+        places = {job.place for job in jobs if job.place}
+        self.refuse_mixture(jobs, places)
+        count = forget(self.record, places)
         self.console.note(f"redo {', '.join(methods)}: {count} recorded run(s) forgotten")
         for job in jobs:
             folder = job.folder.with_name(job.folder.name.removesuffix(PAPER))
@@ -133,10 +140,12 @@ class Benchmark:
 
     def write(self, jobs: Sequence[Job]) -> list[Path]:
         """Write grid.json, the tables and the figures; returns the files for people."""
-        failed = [(str(job.cell), job.why) for job in jobs if job.state == "failed"]
+        failed = self._failed_before(jobs)
+        failed |= {str(job.cell): job.why for job in jobs if job.state == "failed"}
         self.record.mkdir(parents=True, exist_ok=True)
         write_facts(
-            self.record, grid_facts(self.planner.grid, self.record, failed, self.planner.remarks)
+            self.record,
+            grid_facts(self.planner.grid, self.record, failed.items(), self.planner.remarks),
         )
         return write_all(self.record)
 
@@ -160,6 +169,12 @@ class Benchmark:
             case = median_case(baseline.folder)
         runs = [(job.cell.entry.title, job.folder) for job in alike]
         return save(gallery(case, runs, self.planner.data), self.record / f"figure-{case}")
+
+    def _failed_before(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Cell -> why it failed in an earlier call, of cells that nothing became of since."""
+        told = read_facts(self.record).get(self.planner.grid.common().name)
+        settled = {str(job.cell) for job in jobs if not job.waits and job.state != "stopped"}
+        return {c: why for c, why in (told.failed if told else ()) if c not in settled}
 
     def _recorded(self, record: Path) -> set[str]:
         """The runs of a record that need not be run again."""

@@ -41,7 +41,7 @@ class GridFacts:
         common: what all cells share, as one sentence.
         nsd_tolerance_mm: of the surface Dice.
         methods: in the order of the tables.
-        failed: cells that failed when the grid was last run, and why.
+        failed: cells that failed when they were last run, and why.
         remarks: what every table has to say of the data.
         cells: runs that the grid has in all, 0 where it is not known.
         missing: of them, those that the record lacks.

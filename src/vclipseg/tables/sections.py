@@ -107,7 +107,8 @@ class Section:
         run = self.first
         kept = "the largest component of each class" if run.lcc else "the mask as predicted"
         marked = ", paper protocol" if run.protocol == "paper" else ""
-        return f"{run.dataset}, {run.labeled} labeled, {run.filters} filters, {kept}{marked}"
+        size = f"{run.labeled} labeled, {run.filters} filters"
+        return f"{run.dataset}, {size}{self.folds}, {kept}{marked}"
 
     @property
     def cases(self) -> set[str]:
@@ -123,7 +124,12 @@ class Section:
     @property
     def size(self) -> str:
         """Data set and width: sections that differ in their labels only have it in common."""
-        return f"{self.first.dataset}, {self.first.filters} filters"
+        return f"{self.first.dataset}, {self.first.filters} filters{self.folds}"
+
+    @property
+    def folds(self) -> str:
+        """Whose test cases are train cases of others."""
+        return "" if self.first.fold is None else ", cross-validation"
 
     @property
     def is_main(self) -> bool:
@@ -162,7 +168,8 @@ def read_sections(grid: Path) -> list[Section]:
 
 def _section_key(record: RunRecord) -> tuple:
     # strict before paper
-    return record.protocol != "strict", record.dataset, record.labeled, record.filters, record.lcc
+    size = record.labeled, record.filters, record.fold is not None
+    return record.protocol != "strict", record.dataset, *size, record.lcc
 
 
 def _groups(

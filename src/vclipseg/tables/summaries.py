@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vclipseg.statistics import Comparison
 from vclipseg.tables.budgets import Curve, Saved, labels_saved
-from vclipseg.tables.groups import BASELINE, compare_groups, group_key
+from vclipseg.tables.groups import BASELINE, Group, compare_groups, group_key
 from vclipseg.tables.published import Figure
 from vclipseg.tables.sections import Row, Section
 
@@ -75,18 +75,27 @@ def saved_labels(sections: Sequence[Section]) -> list[Saved]:
         for name, of_budget in rows.items():
             for labeled, row in of_budget.items():
                 baseline = rows.get(row.to_baseline.name_b, {}) if row.to_baseline else {}
-                if len(baseline) > 1:
-                    means = {n: base.group.case_means("dice") for n, base in baseline.items()}
-                    own = row.group.case_means("dice")
-                    ids = sorted(set(own).intersection(*means.values()))
-                    scores = {n: [values[i] for i in ids] for n, values in means.items()}
-                    found.append(labels_saved(name, labeled, [own[i] for i in ids], scores))
+                budgets = {n: base.group for n, base in baseline.items()}
+                if saved := _saved(name, labeled, row.group, budgets):
+                    found.append(saved)
     return found
+
+
+def _saved(name: str, labeled: int, group: Group, baseline: Mapping[int, Group]) -> Saved | None:
+    """By the seeds, draws and folds that the method and all budgets have; None with less than two."""
+    common = group.replicates.intersection(*(base.replicates for base in baseline.values()))
+    if len(baseline) < 2 or not common:
+        return None
+    means = {n: base.only(common).case_means("dice") for n, base in baseline.items()}
+    own = group.only(common).case_means("dice")
+    ids = sorted(set(own).intersection(*means.values()))
+    scores = {n: [values[i] for i in ids] for n, values in means.items()}
+    return labels_saved(name, labeled, [own[i] for i in ids], scores)
 
 
 def _row_key(row: Row) -> tuple:
     run = row.group.first
-    return run.dataset, run.labeled, run.filters, run.lcc, *group_key(run)
+    return run.dataset, run.labeled, run.filters, run.fold is None, run.lcc, *group_key(run)
 
 
 def _budget_rows(sections: Iterable[Section]) -> dict[str, dict[str, dict[int, Row]]]:
