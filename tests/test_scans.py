@@ -334,6 +334,17 @@ def test_an_object_never_takes_the_place_of_a_slice(tmp_path, extra):
     assert (folder / "1.dcm").read_bytes() == before
 
 
+def test_voxels_that_are_no_numbers_are_told(tmp_path, capsys):
+    array = np.ones((1, 6, 5, 4), np.float32)
+    array[0, 0] = np.nan
+    write(Volume(array, AFFINE), tmp_path / "some.nii.gz")
+    predict_scans(Threshold(), [tmp_path / "some.nii.gz"], tmp_path / "masks", Console())
+    assert "some: 20 voxels are no numbers" in " ".join(capsys.readouterr().err.split())
+    write(Volume(array * np.nan, AFFINE), tmp_path / "all.nii.gz")
+    with pytest.raises(DataError, match="no voxel is a number"):
+        predict(Threshold(), [tmp_path / "all.nii.gz"], tmp_path / "masks")
+
+
 def test_an_output_that_is_another_file(tmp_path):
     scan = save(tmp_path / "a.nii.gz")
     (tmp_path / "notes").write_text("mine")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
 from vclipseg.data.dicom import series_files
@@ -225,7 +227,8 @@ def predict_scans(
             zip(scans, targets, writers, strict=True), start=1
         ):
             try:
-                written += _predict_scan(predictor, scan, target, writer, probabilities)
+                image = _read(scan, console)
+                written += _predict_scan(predictor, image, scan, target, writer, probabilities)
             except DataError as error:
                 if len(scans) > 1:
                     console.note(f"{scan.name}: not predicted: {error}")
@@ -239,8 +242,23 @@ def predict_scans(
     return written
 
 
+def _read(scan: Scan, console: Console) -> Volume:
+    """A scan's image, with a word on voxels that are no numbers."""
+    image = read_image(scan.files)
+    strange = image.array.size - np.count_nonzero(np.isfinite(image.array))
+    if strange == image.array.size:
+        raise DataError(f"{scan.files[0]}: no voxel is a number; get a fresh copy of it")
+    if strange:
+        console.note(
+            f"{scan.name}: {strange} voxels are no numbers (NaN or infinite); they are taken for the "
+            "lowest value there is"
+        )
+    return image
+
+
 def _predict_scan(
     predictor: Predictor,
+    image: Volume,
     scan: Scan,
     target: Path,
     writer: Writer | DataError,
@@ -249,7 +267,6 @@ def _predict_scan(
     """Write a scan's mask and, if asked, its probabilities; returns the files."""
     if isinstance(writer, DataError):
         raise writer
-    image = read_image(scan.files)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not probabilities:
         writer(Volume(predictor.predict(image).array, image.affine), target)
