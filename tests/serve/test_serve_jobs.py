@@ -78,3 +78,20 @@ def test_closed(jobs):
         jobs.submit("a", lambda job: None)
     jobs.worker.join(10)
     assert not jobs.worker.is_alive()
+
+
+def test_what_runs_may_end_before_it_is_closed(jobs):
+    begun, go_on, ended = (threading.Event() for _ in range(3))
+
+    def work(job):
+        begun.set()
+        go_on.wait(10)
+        ended.set()
+
+    jobs.submit("a", work)
+    begun.wait(10)
+    jobs.close()  # at once: nobody waits for it
+    assert not ended.is_set()
+    threading.Timer(0.2, go_on.set).start()
+    jobs.close(10)
+    assert ended.is_set()

@@ -26,6 +26,9 @@ from vclipseg.serve.review_routes import review_routes
 from vclipseg.serve.state import PROBLEMS, State
 from vclipseg.serve.view_routes import view_routes
 
+PATIENCE = 5.0
+"""Seconds that the end of the server waits for what is under way."""
+
 DESCRIPTION = """Runs of vclipseg: look at cases, predict scans, review pseudo-labels.
 
 Routes under `/api` are the browser page's. The others follow MONAI Label's, so that its extension of
@@ -66,7 +69,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        jobs.close()
+        jobs.close(PATIENCE)  # a job that still writes would make the folder anew
         temporary.cleanup()
 
     app = FastAPI(

@@ -105,11 +105,12 @@ class Jobs:
         with self.changed:
             return self.known.get(job_id)
 
-    def close(self) -> None:
-        """Take no more work; what runs is left to end."""
+    def close(self, seconds: float = 0) -> None:
+        """Take no more work, and give what runs so long to end."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
+        self.worker.join(seconds)
 
     def _add(self, queue: deque[Job], job: Job) -> Job:
         queue.append(job)
