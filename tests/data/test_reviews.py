@@ -139,6 +139,14 @@ def test_masks_only_where_a_decision_has_one(data):
         save_review(data, case_id, "ignored", mask_of(open_dataset(data), case_id), CLASSES)
 
 
+def test_a_class_that_came_later_does_not_take_the_ignored_voxels(data):
+    """They hold the value after the highest of then."""
+    dataset = open_dataset(data)
+    mask = mask_of(dataset, unlabeled(data)[0])
+    saved = save_review(data, unlabeled(data)[0], "fixed", mask, CLASSES)
+    assert np.array_equal(saved.labels((0, 1, 2)).array, mask.array)
+
+
 def test_a_value_of_no_class_is_refused(data):
     dataset = open_dataset(data)
     case_id = unlabeled(data)[0]

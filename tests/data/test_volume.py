@@ -275,6 +275,17 @@ def test_lengths_are_mm_whatever_the_unit(tmp_path, unit, factor):
         assert np.allclose(read(path).spacing, np.array([2, 2, 3]) * factor)
 
 
+def test_a_unit_that_there_is_not_is_no_error(tmp_path):
+    path = placed(tmp_path / "a.nii", sform=(STRAIGHT, 1))
+    image = nib.load(path)
+    image.header["xyzt_units"] = 7
+    nib.save(image, path)
+    volume = read_image(path)
+    assert np.allclose(volume.affine, STRAIGHT)
+    write(volume, tmp_path / "b.nii", like=path)
+    assert np.allclose(read_image(tmp_path / "b.nii").affine, STRAIGHT)
+
+
 def test_only_nifti_is_placed_as_nifti(tmp_path):
     volume = Volume(np.ones(SHAPE, np.uint8), TURNED)
     for suffix, like in ((".nrrd", ".nii"), (".nii", ".nrrd")):

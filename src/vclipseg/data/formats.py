@@ -29,7 +29,8 @@ WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 HDF5_SPACING_MM = 0.625
 """The HDF5 files of the left atrium literature carry no geometry; all are this isotropic."""
 
-_MM = {"micron": 1e-3, "meter": 1e3}
+_MM = {1: 1e3, 3: 1e-3}
+"""Of NIfTI's codes: meter and micron. Files with 0, 2 or a code that there is not are in mm."""
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -140,7 +141,7 @@ def _read_nifti(path: Path, kind: str) -> Voxels:
 
 def _nifti_affine(image: Any) -> np.ndarray:
     """To mm: few files, those of microscopes, have another unit."""
-    unit = image.header.get_xyzt_units()[0]
+    unit = int(image.header["xyzt_units"]) % 8  # the other bits are of time
     return np.diag([*[_MM.get(unit, 1.0)] * 3, 1.0]) @ image.affine
 
 
@@ -161,7 +162,7 @@ def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path, like: Path |
 
 def _place(image: Any, like: Any) -> None:
     """Both affines of another image on the same grid, their codes, and the unit."""
-    image.header.set_xyzt_units(like.header.get_xyzt_units()[0])
+    image.header["xyzt_units"] = like.header["xyzt_units"]
     image.header["pixdim"][:4] = like.header["pixdim"][:4]
     for name in (
         "qform_code",

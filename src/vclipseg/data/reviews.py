@@ -87,6 +87,8 @@ def _indices(stored: np.ndarray, index_of: Mapping[int, int], review: Review) ->
     classes = np.full(stored.shape, IGNORED, dtype=np.uint8)
     known = stored == review.ignore_value
     for value, index in index_of.items():
+        if value == review.ignore_value:  # of a class that the data set did not have then
+            continue
         voxels = stored == value
         classes[voxels] = index
         known |= voxels
