@@ -68,8 +68,7 @@ def main() -> None:
 def rows_of(run: Run, data: Path, count: int) -> list[dict]:
     """Dice of a run on the first cases that it left unlabeled."""
     e = run.experiment
-    names, stored = e.data.class_names, e.data.label_values
-    dataset = open_dataset(data, class_names=names, label_values=stored)
+    dataset = open_dataset(data, classes=run.classes)
     case_ids = run.split.unlabeled[:count]
     values = score(run.folder, dataset, case_ids, Console())
     about = {

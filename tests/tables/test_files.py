@@ -160,6 +160,17 @@ def test_labels_saved_are_told(tmp_path):
     assert of_16["Labels saved (95% interval)"].startswith("more than 0 (")
 
 
+def test_a_table_of_uneven_rows_says_which_runs_rank(tmp_path):
+    for seed in (0, 1):
+        add_run(tmp_path, "supervised", BASE, text="", seed=seed)
+        add_run(tmp_path, "vclipseg", BASE, seed=seed)
+    assert "more runs than others" not in written(tmp_path)[0]
+    add_run(tmp_path, "caml", BASE, text="", seed=1)
+    assert "of the runs that all have (seed 1)" in written(tmp_path)[0]
+    add_run(tmp_path, "cps", BASE, text="", seed=2)
+    assert "of the runs that all have (seed none)" in written(tmp_path)[0]
+
+
 def test_labels_are_saved_over_the_seeds_that_all_have(tmp_path):
     """The baseline's second seed is better; that is nothing that the method would save."""
     for labeled, dice in ((4, 0.0), (16, 0.2)):

@@ -27,6 +27,7 @@ from vclipseg.tables.groups import (
     group_key,
     grouped,
     matrix_of,
+    replicate_name,
     replicate_order,
 )
 from vclipseg.tables.published import Figure, published
@@ -135,6 +136,15 @@ class Section:
     def is_main(self) -> bool:
         """The strict protocol, masks as predicted: what figures and summaries are made of."""
         return self.first.protocol == "strict" and not self.first.lcc
+
+    @property
+    def shared_runs(self) -> str:
+        """Seeds, draws and folds that all rows have, where some have more of them; else nothing."""
+        groups = [row.group for row in self.rows]
+        shared = _shared(groups)
+        if shared and all(group.replicates == shared[0].replicates for group in groups):
+            return ""
+        return ", ".join(map(replicate_name, shared[0].records)) if shared else "none"
 
     def rankings(self) -> dict[str, Ranking]:
         """Mean ranks by Dice over the test cases, of "all" methods and of those with "common" settings.
