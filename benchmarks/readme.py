@@ -160,8 +160,7 @@ def result_line(row: Row, grid: str) -> str:
             difference += f" ({against.low:+.3f} to {against.high:+.3f})"
         least = against.p if against.p_adjusted is None else against.p_adjusted
         p = "" if least is None else f"{least:.2g}"
-        if not any(word in against.name_b for word in run.preset.split(",")[0].split("_")):
-            difference += f", against {against.name_b}"
+        difference += f", against {row.against}" if row.against else ""
     preset = run.preset + (f", text vectors {run.text}" if run.text else "")
     cells = [f"{run.dataset}, {run.labeled} labeled", preset, str(len(row.group.records))]
     cells += [spell(row.interval("dice"), ".3f"), difference, p, f"{row.seconds:.0f}", grid]

@@ -9,6 +9,8 @@ from made_records import BASE, GAIN, add_run
 from vclipseg.statistics import bootstrap_mean_over_seeds
 from vclipseg.tables.facts import GridFacts, MethodFacts, read_facts, write_facts
 from vclipseg.tables.groups import replicate_name
+from vclipseg.tables.latex import latex
+from vclipseg.tables.markdown import markdown
 from vclipseg.tables.sections import read_sections
 
 
@@ -53,6 +55,22 @@ def test_the_best_and_ranks_are_of_the_runs_that_all_have(grid):
     assert rows["vclipseg (faithful, random)"].is_best
     assert lucky.to_best.difference < 0
     assert section.rankings()["all"].names[0] == "vclipseg (faithful, random)"
+    assert section.rankings()["all"].runs == 2
+    for text in (markdown([section], {}), latex([section], "made up")):
+        assert section.uneven.removesuffix(".") in text
+    assert "3 methods over 8 cases, 2 runs each (" in section.rankings()["all"].claim
+
+
+def test_a_row_names_the_baseline_of_another_preset(grid):
+    """Where the preset does not say what the difference is from."""
+    add_run(grid, "supervised", BASE - 0.1, text="", preset="robust", weights="ema")
+    add_run(grid, "cps", BASE, text="", preset="plus_robust", weights="ema")
+    add_run(grid, "cps", BASE, text="", preset="code")
+    sections = read_sections(grid)
+    against = {row.group.name: row.against for row in sections[0].rows}
+    assert against.pop("cps (code)") == "supervised (faithful)"
+    assert not any(against.values())
+    assert latex(sections, "made up").count("against supervised (faithful)") == 1
 
 
 def test_without_a_shared_run_nobody_is_best(grid):

@@ -27,7 +27,11 @@ def latex_section(section: Section) -> str:
     marked = r" \textbf{Chosen on the test set.}" if section.first.protocol == "paper" else ""
     size = "" if section.facts.full_size or not quoted else " Published figures are of full size."
     marked_notes = [f"$^{{{mark}}}$ {_escape(note)}" for mark, note in notes]
-    remarks = "; ".join([*marked_notes, *map(_escape, section.facts.remarks)])
+    of_all = [
+        *section.facts.remarks,
+        *([section.uneven.removesuffix(".")] if section.uneven else []),
+    ]
+    remarks = "; ".join([*marked_notes, *map(_escape, of_all)])
     label = "-".join(section.title.replace(",", "").replace(".", "").split())
     return "\n".join(
         [
@@ -63,10 +67,10 @@ def _latex_row(row: Row, notes: Footnotes, compared: bool, quoted: bool) -> list
         f"{row.failures}/{row.scored}",
         f"{row.seconds:.0f}",
     ]
-    for comparison in (row.to_baseline, row.to_best) if compared else ():
-        difference = None if comparison is None else comparison.difference
-        shown = "" if difference is None else f"${100 * difference:+.2f}$"
-        cells += [shown, _latex_p(comparison)]
+    if compared:
+        against = notes.mark(f"against {row.against}") if row.against else ""
+        cells += [_latex_difference(row.to_baseline, against), _latex_p(row.to_baseline)]
+        cells += [_latex_difference(row.to_best), _latex_p(row.to_best)]
     if quoted and row.figure:
         mark = notes.mark(f"published: {row.figure.origin}")
         gap = "" if row.gap is None else f"${100 * row.gap:+.2f}$"
@@ -84,6 +88,15 @@ def _latex_interval(interval: Interval, scale: float, form: str) -> str:
         return mean
     low, high = (format(end * scale, form) for end in (interval.low, interval.high))
     return rf"{mean} {{\scriptsize ({low}--{high})}}"
+
+
+def _latex_difference(comparison: Comparison | None, mark: str = "") -> str:
+    difference = None if comparison is None else comparison.difference
+    return (
+        ""
+        if difference is None
+        else f"${100 * difference:+.2f}" + (f"^{{{mark}}}$" if mark else "$")
+    )
 
 
 def _latex_p(comparison: Comparison | None) -> str:

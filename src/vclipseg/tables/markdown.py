@@ -27,10 +27,6 @@ SHOWN = {  # metric -> heading and format
 MOST_RUNS = 5
 """Up to so many runs the Dice of each is shown, of more their spread."""
 MARKED = "**Chosen on the test set, as the literature does: these are too good.**"
-UNEVEN = (
-    "Some methods have more runs than others. The best, what others are minus the best, and the ranks of all "
-    "are of the runs that all have (seed {}); each difference from supervised is of those that both have."
-)
 LEGEND = """\
 Made from runs.csv and cases.csv by `vclipseg benchmark`; do not edit.
 
@@ -72,7 +68,7 @@ def markdown_section(section: Section, level: int = 2) -> str:
     notes = Footnotes()
     columns = _columns(section, notes)
     rows = [[cell(row) for cell in columns.values()] for row in section.rows]
-    claims = [UNEVEN.format(section.shared_runs)] if section.shared_runs else []
+    claims = [section.uneven] if section.uneven else []
     claims += [comparison.claim for comparison in section.comparisons]
     for name, ranking in section.rankings().items():
         claims.append(("" if name == "all" else "Common settings only. ") + ranking.claim)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from vclipseg.files import replacing
 from vclipseg.tables.budgets import Curve, Saved
-from vclipseg.tables.ranking import Ranking
+from vclipseg.tables.ranking import Ranking, spell_runs
 from vclipseg.tables.sections import Section, read_sections
 from vclipseg.tables.summaries import budget_curves, saved_labels
 
@@ -126,7 +126,8 @@ def _ruler(axes: Axes, ranking: Ranking, low: float) -> None:
     axes.plot((low, end), (y, y), color=INK, lw=1.4, clip_on=False)
     for x in (low, end):
         axes.plot((x, x), (y - 0.09, y + 0.09), color=INK, lw=1.4, clip_on=False)
-    words = f"critical difference {ranking.critical_difference:.2f}, n = {ranking.n} cases"
+    of = f"n = {ranking.n} cases, {spell_runs(ranking.runs)} each"
+    words = f"critical difference {ranking.critical_difference:.2f}, {of}"
     axes.text(low, y - 0.14, words, ha="left", va="bottom", fontsize=8, color=GREY)
 
 

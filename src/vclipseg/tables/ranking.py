@@ -31,6 +31,7 @@ class Ranking:
         critical_difference: of two mean ranks.
         p: of Friedman's test that all methods are alike.
         n: cases.
+        runs: of each method, over which its score of a case is averaged.
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class Ranking:
     critical_difference: float
     p: float
     n: int
+    runs: int = 1
 
     @property
     def cliques(self) -> list[tuple[int, int]]:
@@ -59,7 +61,7 @@ class Ranking:
         first, *others = self.ranks
         tied = [n for n, r in zip(self.names[1:], others, strict=True) if r - first <= self._reach]
         start = (
-            f"Mean ranks of {len(self.names)} methods over {self.n} cases "
+            f"Mean ranks of {len(self.names)} methods over {self.n} cases, {spell_runs(self.runs)} each "
             f"(Friedman p {_spell_p(self.p)}, critical difference {self.critical_difference:.2f}): "
         )
         if self.p >= 1 - CONFIDENCE:
@@ -69,12 +71,13 @@ class Ranking:
         return start + f"{self.names[0]} is first, not to be told apart from {_listed(tied)}."
 
 
-def rank_methods(names: Sequence[str], scores: ArrayLike) -> Ranking | None:
+def rank_methods(names: Sequence[str], scores: ArrayLike, runs: int = 1) -> Ranking | None:
     """Rank methods case by case, the highest score first, ties sharing their mean rank.
 
     Args:
         names: k methods.
         scores: (k, N), higher is better; cases that a method lacks (NaN) are left out.
+        runs: of each method, over which its scores are averaged.
 
     Returns:
         None below three methods or six cases, where there is nothing to say.
@@ -93,6 +96,7 @@ def rank_methods(names: Sequence[str], scores: ArrayLike) -> Ranking | None:
         critical_difference=critical_difference(*table.shape),
         p=p,
         n=table.shape[1],
+        runs=runs,
     )
 
 
@@ -105,6 +109,11 @@ def critical_difference(methods: int, cases: int) -> float:
     """How far two mean ranks must be apart to differ, at 95%, after Nemenyi."""
     q = stats.studentized_range.ppf(CONFIDENCE, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * cases)))
+
+
+def spell_runs(runs: int) -> str:
+    """How many, in words of a sentence."""
+    return f"{runs} run{'s' if runs != 1 else ''}"
 
 
 def _spell_p(p: float) -> str:

@@ -33,6 +33,11 @@ from vclipseg.tables.groups import (
 from vclipseg.tables.published import Figure, published
 from vclipseg.tables.ranking import Ranking, rank_methods
 
+UNEVEN = (
+    "Some methods have more runs than others. The best, what others are minus the best, and the ranks of all "
+    "are of the runs that all have (seed {}); each difference from supervised is of those that both have."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -72,6 +77,13 @@ class Row:
     def seconds(self) -> float:
         """Mean time of a training."""
         return float(np.mean([record.seconds for record in self.group.records]))
+
+    @property
+    def against(self) -> str:
+        """Its baseline, where its preset does not say which one that is; else nothing."""
+        words = self.group.first.preset.split(",")[0].split("_")
+        name = self.to_baseline.name_b if self.to_baseline else ""
+        return "" if any(word in name for word in words) else name
 
     @property
     def gap(self) -> float | None:
@@ -138,13 +150,15 @@ class Section:
         return self.first.protocol == "strict" and not self.first.lcc
 
     @property
-    def shared_runs(self) -> str:
-        """Seeds, draws and folds that all rows have, where some have more of them; else nothing."""
+    def uneven(self) -> str:
+        """Which runs the best and the ranks are of, where some rows have more than others; else nothing."""
         groups = [row.group for row in self.rows]
         shared = _shared(groups)
         if shared and all(group.replicates == shared[0].replicates for group in groups):
             return ""
-        return ", ".join(map(replicate_name, shared[0].records)) if shared else "none"
+        return UNEVEN.format(
+            ", ".join(map(replicate_name, shared[0].records)) if shared else "none"
+        )
 
     def rankings(self) -> dict[str, Ranking]:
         """Mean ranks by Dice over the test cases, of "all" methods and of those with "common" settings.
@@ -250,9 +264,12 @@ def _shared(groups: Sequence[Group]) -> list[Group]:
 
 
 def _ranked(rows: Sequence[Row]) -> Ranking | None:
-    means = [group.case_means("dice") for group in _shared([row.group for row in rows])]
+    groups = _shared([row.group for row in rows])
+    if not groups:
+        return None
+    means = [group.case_means("dice") for group in groups]
     names = [row.group.name for row in rows]
-    return rank_methods(names, matrix_of(means, case_ids_of(means))) if means else None
+    return rank_methods(names, matrix_of(means, case_ids_of(means)), runs=len(groups[0].records))
 
 
 def _to_best(groups: Sequence[Group], best: int) -> dict[int, Comparison]:
