@@ -134,12 +134,27 @@ def test_only_bundles_are_replaced_and_only_when_asked(made, tmp_path):
         with pytest.raises(UsageError, match="exists already; give another name"):
             bundle.export_bundle(predictor, file, tmp_path / "mine", overwrite=overwrite)
     bundle.export_bundle(predictor, file, tmp_path / "atrium")
-    (tmp_path / "atrium" / "old").touch()
+    weights = tmp_path / "atrium" / "models" / "model.pt"
+    weights.write_bytes(b"old")
     with pytest.raises(UsageError, match="give --overwrite"):
         bundle.export_bundle(predictor, file, tmp_path / "atrium")
     bundle.export_bundle(predictor, file, tmp_path / "atrium", overwrite=True)
-    assert not (tmp_path / "atrium" / "old").exists()
+    assert weights.read_bytes() != b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["atrium", "mine"]
+
+
+def test_what_people_put_into_a_bundle_is_not_lost(made, tmp_path):
+    """Its own configuration reads scans of `data` and writes masks to `predictions`."""
+    file = made / "m.safetensors"
+    bundle.export_bundle(load(file), file, tmp_path / "atrium")
+    mine = tmp_path / "atrium" / "predictions" / "corrected.nii.gz"
+    mine.parent.mkdir()
+    mine.write_bytes(b"by hand")
+    with pytest.raises(
+        UsageError, match=r"holds predictions/corrected.nii.gz that no export wrote"
+    ):
+        bundle.export_bundle(load(file), file, tmp_path / "atrium", overwrite=True)
+    assert mine.read_bytes() == b"by hand"
 
 
 @pytest.mark.slow

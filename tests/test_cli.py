@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -180,6 +181,18 @@ def test_ctrl_c_is_exit_code_130(run_cli, monkeypatch):
     code, out, err = run_cli("info")
     assert (code, out) == (130, "")
     assert "interrupted" in err
+
+
+def test_what_the_system_refuses_is_one_message(run_cli, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/mask.nii.gz")
+
+    monkeypatch.setattr(about, "info", full)
+    code, out, err = run_cli("info")
+    assert (code, out) == (2, "")
+    assert (
+        "error: /data/mask.nii.gz: No space left on device; free it, or give another place" in err
+    )
 
 
 def test_what_nobody_foresaw_is_not_hidden(run_cli, monkeypatch):

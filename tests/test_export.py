@@ -134,6 +134,33 @@ def test_paths_become_names():
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("../../home/somebody/vec.safetensors", "vec.safetensors"),
+        ("~/secret/model", "model"),
+        (r"C:\Users\somebody\clip", "clip"),
+        ("runs/somebody/vec.safetensors", "vec.safetensors"),
+        ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32"),
+    ],
+)
+def test_paths_of_any_system_become_names(path, name):
+    assert export.without_folders(path) == name
+
+
+def test_labeled_cases_become_a_number():
+    named = {"data": {"labeled": ["Mueller_Anna_1950", "Somebody_Else"], "fold": None}, "name": "a"}
+    counted = {"data": {"labeled": 2, "fold": None}, "name": "a"}
+    assert export.without_cases(named) == counted
+    assert export.without_cases(counted) == counted
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    file = saved_model(tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match="is a folder"):
+        export.export_onnx(load(file), file, tmp_path, overwrite=True)
+
+
 def test_nothing_is_replaced_unasked(tmp_path):
     file = saved_model(tmp_path / "m.safetensors")
     (tmp_path / "m.onnx").write_text("mine")

@@ -177,6 +177,30 @@ def test_a_mask_has_the_geometry_of_its_scan(folder, capsys):
     assert scan.read_bytes() == before
 
 
+def test_an_image_without_numbers_has_no_mask(folder, tmp_path, capsys):
+    """As `vclipseg predict` says it."""
+    empty, part = (tmp_path / f"{name}.nii.gz" for name in ("empty", "part"))
+    write(Volume(np.full((1, 9, 12, 10), np.nan, np.float32), SHEARED), empty)
+    values = noise((1, 9, 12, 10))
+    values[0, 0, 0, :3] = np.nan
+    write(Volume(values, SHEARED), part)
+    model, mask = str(folder / "soft.onnx"), tmp_path / "mask.nii.gz"
+    assert lite.main([model, str(empty), "-o", str(mask)]) == 3
+    assert "no voxel is a number" in capsys.readouterr().err
+    assert not mask.exists()
+    assert lite.main([model, str(part), "-o", str(mask)]) == 0
+    assert "part.nii.gz: 3 voxels are no numbers" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_message(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "mask.nii.gz"
+    assert (
+        lite.main([str(folder / "soft.onnx"), str(folder / "scan.nii.gz"), "-o", str(target)]) == 2
+    )
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_file_a_channel(tmp_path):
     soft_onnx(tmp_path / "soft.onnx", soft_predictor(channels=2, plan=PLANS[3].model_dump()))
     files = [save_image(tmp_path / f"scan_{i:04d}.nii.gz", seed=i) for i in range(2)]

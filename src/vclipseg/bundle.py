@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset
 from vclipseg import __version__
 from vclipseg.data.plan import Plan
 from vclipseg.data.preprocess import Trace, prepare_image, restore_mask
-from vclipseg.data.volume import Volume, read_image, with_values, write
+from vclipseg.data.volume import Volume, note_on_values, read_image, with_values, write
 from vclipseg.errors import UsageError
 from vclipseg.export import UNSTATED, Probabilities, describe, without_folders
 from vclipseg.files import replacing
@@ -34,6 +35,13 @@ from vclipseg.scans import Scan, find_scans, refuse_scans
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
+)
+FILES = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/inference.json",
+    "models/model.pt",
+    "docs/README.md",
 )
 PACKAGES = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 RANGES = {"rescale": [0, 1], "window": [-1, 1]}  # after preparing; the others have no bounds
@@ -53,7 +61,7 @@ def export_bundle(
         What metadata.json says.
 
     Raises:
-        UsageError: there is something of that name.
+        UsageError: there is something of that name; a bundle is replaced if nothing was put into it.
     """
     zipped = path.suffix == ".zip"
     name = path.stem if zipped else path.name
@@ -61,17 +69,36 @@ def export_bundle(
     if path.exists() and not (overwrite and replaceable):
         hint = "give --overwrite, or another name" if replaceable else "give another name"
         raise UsageError(f"{path}: exists already; {hint}")
+    if not zipped:
+        refuse_foreign(path)
     described = describe(predictor, run, licence)
     content = metadata_json(described)
-    files = {
-        "LICENSE": f"{json.dumps(described['licence'], indent=2)}\n".encode(),
-        "configs/metadata.json": to_json(content),
-        "configs/inference.json": to_json(inference_json(predictor)),
-        "models/model.pt": weights_file(predictor),
-        "docs/README.md": readme(name, described).encode(),
-    }
+    contents = (
+        f"{json.dumps(described['licence'], indent=2)}\n".encode(),
+        to_json(content),
+        to_json(inference_json(predictor)),
+        weights_file(predictor),
+        readme(name, described).encode(),
+    )
+    files = dict(zip(FILES, contents, strict=True))
     (_write_zip if zipped else _write_folder)(path, name, files)
     return content
+
+
+def refuse_foreign(bundle: Path) -> None:
+    """A bundle that somebody put scans, masks or anything else into is not replaced.
+
+    Raises:
+        UsageError: it holds something besides what the export writes.
+    """
+    found = sorted(file.relative_to(bundle) for file in bundle.rglob("*") if not file.is_dir())
+    foreign = [file for file in found if file.as_posix() not in FILES]
+    if foreign:
+        raise UsageError(
+            f"{bundle}: holds {foreign[0]}"
+            + (f" and {len(foreign) - 1} more files" if len(foreign) > 1 else "")
+            + " that no export wrote; move them away, or give another name"
+        )
 
 
 def _write_zip(path: Path, name: str, files: dict[str, bytes]) -> None:
@@ -232,7 +259,10 @@ class Scans(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         scan = self._scans()[index]
-        prepared, trace = prepare_image(read_image(scan.files), self.plan)
+        image = read_image(scan.files)
+        if note := note_on_values(image, scan.files[0]):
+            warnings.warn(f"{scan.name}: {note}", stacklevel=2)
+        prepared, trace = prepare_image(image, self.plan)
         return {"scan": scan, "image": torch.from_numpy(prepared.array), "trace": trace}
 
     def _scans(self) -> list[Any]:

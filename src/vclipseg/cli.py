@@ -37,7 +37,7 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace file
 
 def main() -> None:
     """Run the command line; errors a person can act on become one message and an exit code."""
-    from vclipseg.errors import Stopped, VclipsegError
+    from vclipseg.errors import Stopped, VclipsegError, refusal
 
     try:
         # what a verb gave typer.Exit, or 130 after Ctrl-C
@@ -54,6 +54,8 @@ def main() -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong options
             error.show()
             sys.exit(error.exit_code)
+        if isinstance(error, OSError) and (told := refusal(error)):
+            sys.exit(_fail(str(told), told.exit_code))
         raise
     if code == 130:
         _fail("interrupted", code)

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
+NOT_OURS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
+    errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+)  # fmt: skip
+"""What a system refuses for reasons of its own: rights, a full disk, a folder where a file is to be."""
+
 
 class VclipsegError(Exception):
     """Base of every error the command line prints without a traceback."""
@@ -33,3 +41,11 @@ class Stopped(VclipsegError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def refusal(error: OSError) -> UsageError | None:
+    """What the system refused, as an error a person can act on; None where it may be our fault."""
+    if error.errno not in NOT_OURS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return UsageError(f"{where}{error.strerror}; free it, or give another place")

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,8 @@ def export_onnx(
         UsageError: there is such a file, or the packages of the extra `export` are missing.
         DataError: the file predicts something else than the model; none is left then.
     """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists already; give --overwrite, or another name")
     missing = [name for name in PACKAGES if find_spec(name) is None]
@@ -116,7 +118,7 @@ def provenance(description: dict[str, Any], run: Path) -> dict[str, Any]:
     return {
         "settings_hash": description["settings_hash"],
         "data": {key: description["data"].get(key) for key in ("name", "layout", "hash")},
-        "settings": without_folders(settings),
+        "settings": without_folders(without_cases(settings)),
         "trained_with": {"vclipseg": description["vclipseg"], "commit": trained_at},
         "exported_with": {
             "vclipseg": __version__,
@@ -132,7 +134,22 @@ def without_folders(value: Any) -> Any:
         return {key: without_folders(v) for key, v in value.items()}
     if isinstance(value, list):
         return [without_folders(v) for v in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    return PureWindowsPath(value).name if isinstance(value, str) and _is_path(value) else value
+
+
+def _is_path(text: str) -> bool:
+    """Of this system or another; a model of a hub (`OWNER/NAME`) is none, nor is a prompt with a slash."""
+    path = PureWindowsPath(text)  # both kinds of slash
+    absolute = PurePosixPath(text).is_absolute() or path.is_absolute()
+    return absolute or text.startswith("~") or ".." in path.parts or path.suffix == ".safetensors"
+
+
+def without_cases(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which labeled cases are a number, not names: these may be a patient's."""
+    data = settings.get("data", {})
+    if not isinstance(data.get("labeled"), list):
+        return settings
+    return {**settings, "data": {**data, "labeled": len(data["labeled"])}}
 
 
 class Probabilities(nn.Module):

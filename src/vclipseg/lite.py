@@ -23,9 +23,9 @@ import numpy as np
 from vclipseg.data.formats import NIFTI_SUFFIXES, image_suffix, strip_suffix
 from vclipseg.data.intensity import normalize
 from vclipseg.data.trace import Shape, Trace, turn_and_crop
-from vclipseg.data.volume import Volume, read_image, with_values, write
+from vclipseg.data.volume import Volume, note_on_values, read_image, with_values, write
 from vclipseg.engines import ENGINES, open_network
-from vclipseg.errors import DataError, OutOfMemory, UsageError, VclipsegError
+from vclipseg.errors import DataError, OutOfMemory, UsageError, VclipsegError, refusal
 from vclipseg.windows import fitted, free_memory, slabs, whole_bytes
 
 VERSION = 1
@@ -192,12 +192,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(parser().parse_args(arguments))
     except VclipsegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(error)
+    except OSError as error:
+        if told := refusal(error):
+            return _fail(told)
+        raise
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(error: VclipsegError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -233,6 +241,8 @@ def _run(options: argparse.Namespace) -> None:
     mask_path, probs_path = _targets(options)
     model = Model(options.model, options.threads, options.engine)
     image = read_image(options.scan)
+    if note := note_on_values(image, options.scan[0]):
+        print(f"{options.scan[0].name}: {note}", file=sys.stderr)
     if options.probabilities:
         probs = model.probabilities(image)
         write(probs, probs_path, like=options.scan[0])

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
 from vclipseg.data.dicom import series_files
@@ -17,7 +15,7 @@ from vclipseg.data.dicom_codes import Codes, load_codes
 from vclipseg.data.dicom_objects import SUFFIX, Writer, check_kind, dicom_writer
 from vclipseg.data.dicom_tree import Series, name_series, scan_tree
 from vclipseg.data.formats import is_series, stored_files, strip_suffix
-from vclipseg.data.volume import Volume, read_image, with_values, write
+from vclipseg.data.volume import Volume, note_on_values, read_image, with_values, write
 from vclipseg.errors import DataError, UsageError
 from vclipseg.inference import Predictor
 
@@ -245,14 +243,8 @@ def predict_scans(
 def _read(scan: Scan, console: Console) -> Volume:
     """A scan's image, with a word on voxels that are no numbers."""
     image = read_image(scan.files)
-    strange = image.array.size - np.count_nonzero(np.isfinite(image.array))
-    if strange == image.array.size:
-        raise DataError(f"{scan.files[0]}: no voxel is a number; get a fresh copy of it")
-    if strange:
-        console.note(
-            f"{scan.name}: {strange} voxels are no numbers (NaN or infinite); they are taken for the "
-            "lowest value there is"
-        )
+    if note := note_on_values(image, scan.files[0]):
+        console.note(f"{scan.name}: {note}")
     return image
 
 

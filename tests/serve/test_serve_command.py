@@ -10,6 +10,7 @@ import sys
 
 import httpx
 import pytest
+from scans_made import nifti
 
 from vclipseg.console import Console
 from vclipseg.errors import UsageError
@@ -51,3 +52,21 @@ def test_it_prints_where_it_is_and_ends_with_ctrl_c(runs, host):
         server.send_signal(signal.SIGINT)
     assert answer.status_code == 200
     assert server.returncode in (0, 130, -signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on Windows")
+def test_nothing_is_left_when_the_terminal_is_closed(runs, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "vclipseg.cli", "serve", str(runs), "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)},
+    ) as server:
+        base = server.stdout.readline().strip()
+        sent = httpx.put(f"{base}datastore/", files={"file": ("a.nii.gz", nifti())}, timeout=60)
+        assert sent.status_code == 200
+        assert len(list(tmp_path.glob("vclipseg-serve-*/scans/*/sent/*"))) == 1
+        server.send_signal(signal.SIGHUP)
+        assert server.wait(30) == 0
+    assert list(tmp_path.glob("vclipseg-serve-*")) == []

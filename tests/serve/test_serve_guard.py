@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from vclipseg.serve import guard
 from vclipseg.serve.app import create_app
 from vclipseg.serve.command import is_loopback
-from vclipseg.serve.guard import Guard, Limits, address, hostname
+from vclipseg.serve.guard import Guard, Limits, address, cookie_of, hostname
 
 TOKEN = "a-token-of-some-length"
 
@@ -215,3 +215,11 @@ def test_lengths_that_lie():
     assert status == 413
     header = [(b"content-length", b"9" * 30)]
     assert run_guard([more], headers=header)[0] == 413
+
+
+@pytest.mark.parametrize(
+    "others", ['prefs={"a":1}; ', "bad[1]=x; ", "user name=x; ", "flag; ", "é=1; ", ""]
+)
+def test_cookies_of_other_servers_of_the_host_do_no_harm(others):
+    assert cookie_of(f"{others}vclipseg={TOKEN}") == TOKEN
+    assert cookie_of(others) == ""

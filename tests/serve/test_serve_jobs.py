@@ -95,3 +95,41 @@ def test_what_runs_may_end_before_it_is_closed(jobs):
     threading.Timer(0.2, go_on.set).start()
     jobs.close(10)
     assert ended.is_set()
+
+
+def test_nobody_waits_for_what_the_end_gives_up(jobs):
+    """Else the thread of a request would keep the server's process alive."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(job):
+        begun.set()
+        go_on.wait(10)
+        job.step(0.5, "half")
+
+    running = jobs.submit("a", work)
+    begun.wait(10)
+    waiting, later = jobs.submit("b", lambda job: 1), jobs.ahead("c", lambda job: 1)
+    jobs.close()
+    for job in (running, waiting, later):
+        with pytest.raises(JobFailed, match="the server is ending"):
+            job.wait(0)
+    go_on.set()
+    jobs.worker.join(10)
+    assert not jobs.worker.is_alive()  # its next step ended it
+    assert running.progress == 0
+
+
+def test_what_is_asked_for_is_not_done_twice(jobs):
+    gate = threading.Event()
+    running = jobs.submit("block", lambda job: gate.wait(10))
+    while running.state == "waiting":
+        pass
+    order = []
+    first = jobs.ahead("first", lambda job: order.append("first"))
+    second = jobs.ahead("second", lambda job: order.append("second"))
+    for _ in range(3):
+        jobs.hurry(second)
+    assert [job.kind for job in jobs.queue] == ["second"]
+    gate.set()
+    first.wait(10)
+    assert order == ["second", "first"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import io
 import shutil
+import tempfile
+import threading
 
+import nibabel as nib
 import numpy as np
 import pytest
 from dicom_made import oblique, write_series
@@ -15,9 +20,11 @@ from vclipseg.data.dicom import read_series
 from vclipseg.data.dicom_objects import read_labels as read_object
 from vclipseg.data.volume import read_image
 from vclipseg.inference import load
+from vclipseg.serve import incoming
 from vclipseg.serve.app import create_app
 from vclipseg.serve.incoming import Scans
 from vclipseg.serve.limits import ScanLimits, TooMuch, shown_name
+from vclipseg.serve.temporary import TemporaryFolder
 
 SMALL = ScanLimits(voxels=2_000_000, unpacked_bytes=20_000_000, files=100, kept=3)
 
@@ -210,3 +217,75 @@ def test_nothing_is_left_when_the_server_ends(runs):
         folder = client.app.state.served.temporary
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_a_scan_forgotten_while_it_is_predicted_is_gone(client, ended):
+    state = client.app.state.served
+    begun, go_on = threading.Event(), threading.Event()
+    look = state.models.look
+
+    def slow(*arguments):
+        begun.set()
+        go_on.wait(10)
+        return look(*arguments)
+
+    state.models.look = slow
+    scan = send(client, ("a.nii.gz", nifti())).json()
+    begun.wait(10)
+    assert client.delete(f"/api/scans/{scan['id']}").status_code == 204
+    go_on.set()
+    assert "forgotten" in ended(scan["job"])["message"]
+    assert list(state.scans.folder.iterdir()) == []
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    living = TemporaryFolder()
+    killed = tmp_path / "vclipseg-serve-killed"
+    killed.mkdir()
+    (killed / ".lock").touch()  # of a process that is gone
+    (killed / "scan.dcm").touch()
+    (tmp_path / "vclipseg-serve-begun").mkdir()  # not locked yet
+    other = TemporaryFolder()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {living.path.name, other.path.name, "vclipseg-serve-begun"}
+    for folder in (living, other):
+        folder.remove()
+        assert not folder.path.exists()
+
+
+def test_a_mask_has_both_places_of_its_scan(client, ended):
+    """As that of `vclipseg predict`: where a coregistration left two, viewers choose differently."""
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(nifti()))
+    elsewhere = image.affine.copy()
+    elsewhere[:3, 3] += (30, 40, 50)
+    image.set_qform(elsewhere, 1)
+    scan = send(client, ("a.nii", image.to_bytes())).json()
+    assert ended(scan["job"])["state"] == "done"
+    answer = client.get(f"/api/scans/{scan['id']}/masks/first")
+    mask = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert np.allclose(mask.get_qform(), elsewhere, atol=1e-4)
+    assert np.allclose(mask.get_sform(), image.get_sform())
+
+
+def test_all_files_of_a_scan_count(strict):
+    files = [(f"{i}.nii.gz", nifti((100, 100, 60), 1.0)) for i in range(4)]  # 600 000 voxels each
+    answer = send(strict, *files)
+    assert answer.status_code == 413
+    assert "4 files of more than 2000000 voxels" in answer.json()["detail"]
+
+
+def test_a_series_of_more_than_a_thousand_files(client):
+    files = [(f"{i}.dcm", fake_dicom()) for i in range(1001)]
+    assert send(client, *files).status_code == 202
+
+
+def test_a_full_disk_is_not_the_archives_fault(strict, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(incoming, "copy", full)
+    for name, content in (("a.zip", archive({"a": fake_dicom()})), ("a.nii.gz", nifti())):
+        answer = send(strict, (name, content))
+        assert answer.status_code == 507
+        assert "no space is left on the server" in answer.json()["detail"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +14,7 @@ from fastapi.testclient import TestClient
 from vclipseg.data.datasets import open_dataset
 from vclipseg.errors import UsageError
 from vclipseg.serve.app import create_app
+from vclipseg.serve.catalog import Catalog
 
 
 def volume(response):
@@ -175,3 +178,27 @@ def test_openapi_describes_the_routes(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/api/runs", "/info/", "/infer/{model}", "/datastore/label"} <= set(paths)
     assert client.get("/docs").status_code == 404  # its page would load from elsewhere
+
+
+def test_runs_may_be_links(runs, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "one").symlink_to(runs / "first", target_is_directory=True)
+    assert list(Catalog(links).runs) == ["one"]
+
+
+def test_a_run_that_is_trained_anew_is_read_anew(client, runs):
+    run = client.app.state.served.catalog.get("first")
+    before = run.class_names, run.roles
+    file = runs / "first" / "experiment.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["class_names"] = ["background", "atrium"]
+    file.write_text(json.dumps(content))
+    os.utime(file, (1, 1))  # in the same instant the clock may not have moved
+    splits = runs / "first" / "splits.json"
+    content = json.loads(splits.read_text(encoding="utf-8"))
+    splits.write_text(json.dumps({**content, "labeled": content["test"], "test": []}))
+    os.utime(splits, (1, 1))
+    assert run.class_names == ("background", "atrium") != before[0]
+    assert "labeled" in run.roles.values()
+    assert "test" not in run.roles.values()

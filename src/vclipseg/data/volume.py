@@ -175,6 +175,20 @@ def read_labels(path: str | Path) -> Volume:
     return Volume(_as_integers(volume.array[0], path), volume.affine)
 
 
+def note_on_values(image: Volume, path: str | Path) -> str:
+    """What to say of voxels that are no numbers (NaN or infinite); nothing where all are numbers.
+
+    Raises:
+        DataError: none is a number.
+    """
+    strange = image.array.size - np.count_nonzero(np.isfinite(image.array))
+    if strange == image.array.size:
+        raise DataError(f"{path}: no voxel is a number; get a fresh copy of it")
+    if not strange:
+        return ""
+    return f"{strange} voxels are no numbers (NaN or infinite); they are taken for the lowest value there is"
+
+
 def write(volume: Volume, path: str | Path, like: Path | None = None) -> None:
     """Write a volume whole or not at all, in the format its suffix names.
 

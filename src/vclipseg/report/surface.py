@@ -132,8 +132,7 @@ def _mesh(
     if not (mask == k).any():
         return None
     corner, box = _cropped(mask == k)
-    field = gaussian_filter(_coarse(box, stride), 0.6)
-    level = min(0.5, 0.5 * float(field.max()))  # a thin structure is drawn thick, not dropped
+    field, level = _field(box, stride)
     points, faces, _, _ = marching_cubes(field, level, gradient_direction="ascent")
     voxels = points * stride + (np.array(stride) - 1) / 2 + corner
     world = voxels @ case.affine[:3, :3].T + case.affine[:3, 3]
@@ -145,6 +144,12 @@ def _mesh(
         distance, _ = edges.query(world)
         errors = np.where(inside, -distance, distance)
     return Mesh(k, world.astype(np.float32), faces, errors)
+
+
+def _field(box: np.ndarray, stride: tuple[int, ...]) -> tuple[np.ndarray, float]:
+    """What is smooth of a mask, and the level at which its surface is drawn."""
+    field = gaussian_filter(_coarse(box, stride), 0.6)
+    return field, min(0.5, 0.5 * float(field.max()))  # a thin structure is drawn thick, not dropped
 
 
 def _reference_edges(case: ShownCase, k: int) -> KDTree | None:
@@ -184,13 +189,14 @@ def _stride(
     step = min(spacing)
     while True:
         stride = tuple(max(1, round(step / mm)) for mm in spacing)
-        if all(_crossings(_coarse(box, stride) > 0.5) <= budget for box in boxes):
+        if all(_crossings(*_field(box, stride)) <= budget for box in boxes):
             return stride
         step *= 1.15
 
 
-def _crossings(mask: np.ndarray) -> int:
-    """Neighbouring voxels that differ: marching cubes makes one vertex of each."""
+def _crossings(field: np.ndarray, level: float) -> int:
+    """Neighbours on both sides of a level: marching cubes makes one vertex of each pair."""
+    mask = field > level
     return sum(int(np.count_nonzero(np.diff(mask.view(np.int8), axis=axis))) for axis in range(3))
 
 

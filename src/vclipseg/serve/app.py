@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -19,11 +18,12 @@ from vclipseg.errors import DataError, UsageError, VclipsegError
 from vclipseg.serve.catalog import Catalog, NotFound
 from vclipseg.serve.guard import LOOPBACK, Guard, Limits
 from vclipseg.serve.jobs import Busy, Jobs
-from vclipseg.serve.limits import ScanLimits, TooMuch
+from vclipseg.serve.limits import NoSpace, ScanLimits, TooMuch
 from vclipseg.serve.monai_routes import monai_routes
 from vclipseg.serve.predict_routes import predict_routes
 from vclipseg.serve.review_routes import review_routes
 from vclipseg.serve.state import PROBLEMS, State
+from vclipseg.serve.temporary import TemporaryFolder
 from vclipseg.serve.view_routes import view_routes
 
 PATIENCE = 5.0
@@ -62,15 +62,16 @@ def create_app(
         UsageError: there is no run.
     """
     catalog = Catalog(root, data)
-    temporary = tempfile.TemporaryDirectory(prefix="vclipseg-serve-", ignore_cleanup_errors=True)
+    temporary = TemporaryFolder()
     jobs = Jobs(waiting, console=console)
-    state = State(catalog, jobs, Path(temporary.name), scan_limits or ScanLimits(), token)
+    state = State(catalog, jobs, temporary.path, scan_limits or ScanLimits(), token)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        state.scans.close()
         jobs.close(PATIENCE)  # a job that still writes would make the folder anew
-        temporary.cleanup()
+        temporary.remove()
 
     app = FastAPI(
         title="vclipseg",
@@ -101,6 +102,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (NotFound, 404),
     (Conflict, 409),
     (TooMuch, 413),
+    (NoSpace, 507),
     (DataError, 422),
     (UsageError, 400),
     (VclipsegError, 500),

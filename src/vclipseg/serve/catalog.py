@@ -9,9 +9,8 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -21,8 +20,10 @@ from vclipseg.errors import DataError, UsageError, VclipsegError
 from vclipseg.report.reading import Run, as_list, read_run
 from vclipseg.scores import CaseScore
 
+T = TypeVar("T")
 Role = Literal["test", "unlabeled", "labeled"]
 MARK = "experiment.json"
+SCORED = "cases.csv", "metrics.json"
 SHOWN = ("dice", "jaccard", "hd95_mm", "assd_mm", "nsd")
 
 
@@ -44,51 +45,62 @@ class ServedRun:
     folder: Path
     data_root: Path | None = None
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _known: tuple[Any, Run, dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
     def run(self) -> Run:
-        """What the folder holds; read again when it has been evaluated since."""
-        stamp = tuple(_changed(self.folder / name) for name in ("cases.csv", "metrics.json"))
+        """What the folder holds; read again when it has been evaluated, or trained anew, since."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[Run, dict[str, Any]]:
+        """What the folder holds, and what was made of it so far."""
+        stamp = tuple(_changed(self.folder / name) for name in (MARK, "splits.json", *SCORED))
         with self.lock:
-            known = self.__dict__.get("_run")
-            if known is None or known[0] != stamp:
-                known = self.__dict__["_run"] = (stamp, read_run(self.folder))
-            return known[1]
+            if self._known is None or self._known[0] != stamp:
+                self._known = stamp, read_run(self.folder), {}
+            return self._known[1:]
+
+    def _once(self, name: str, make: Callable[[Run], T]) -> T:
+        """What is made of the folder, made anew only when it has changed."""
+        run, made = self._read()
+        if name not in made:
+            made[name] = make(run)
+        return made[name]
 
     @property
     def model_path(self) -> Path:
         """The finished model, if there is one."""
         return self.folder / "checkpoints" / "model.safetensors"
 
-    @cached_property
+    @property
     def settings_hash(self) -> str:
         """The run's identity."""
         return str(self.run.experiment.get("settings_hash", ""))
 
-    @cached_property
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Background first."""
         return tuple(str(name) for name in as_list(self.run.experiment.get("class_names")))
 
-    @cached_property
+    @property
     def dataset(self) -> Dataset:
         """The data set of the run, without what people decided since.
 
         Raises:
             UsageError: it is not where the run found it.
         """
-        root = self.data_root or Path(str(self.run.setting("data", "root") or ""))
+        return self._once("dataset", self._open_dataset)
+
+    def _open_dataset(self, run: Run) -> Dataset:
+        root = self.data_root or Path(str(run.setting("data", "root") or ""))
         if not root.exists():
             raise UsageError(f"{self.id}: its data are not at {root}; say where with --data FOLDER")
-        return open_dataset(root, classes=self.run.classes, reviews=False)
+        return open_dataset(root, classes=run.classes, reviews=False)
 
-    @cached_property
+    @property
     def roles(self) -> dict[str, Role]:
         """Case id -> what it was to the run."""
-        found: dict[str, Role] = {}
-        for role in ("labeled", "unlabeled", "test"):
-            found |= dict.fromkeys(self.run.case_list(role), role)
-        return found
+        return self._once("roles", _roles)
 
     def case(self, case_id: str) -> Case:
         """A case of the run.
@@ -144,6 +156,13 @@ class ServedRun:
         return [score for score in run.select(lcc=run.lcc) if score.case_id == case_id]
 
 
+def _roles(run: Run) -> dict[str, Role]:
+    found: dict[str, Role] = {}
+    for role in ("labeled", "unlabeled", "test"):
+        found |= dict.fromkeys(run.case_list(role), role)
+    return found
+
+
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
@@ -188,7 +207,7 @@ class Catalog:
         known = {run.folder for run in there.values()}
         for folder in _run_folders(self.root):
             if folder not in known:
-                parts = folder.resolve().relative_to(self.root.resolve()).parts
+                parts = folder.relative_to(self.root).parts
                 name = "~".join(parts) or self.root.resolve().name
                 there[name] = ServedRun(name, folder, self.data_root)
         self.runs = there  # at once: others are reading it

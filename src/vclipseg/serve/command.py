@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import secrets
+import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 from vclipseg.console import Console
 from vclipseg.errors import UsageError
@@ -57,7 +59,20 @@ def run_verb(
             timeout_graceful_shutdown=5,
             server_header=False,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        end_with_terminal(server)
+        server.run(sockets=[listening])
+
+
+def end_with_terminal(server: Any) -> None:
+    """What people sent is removed, too, when the terminal is closed; `nohup` keeps the server."""
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        return
+
+    def end(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    signal.signal(signal.SIGHUP, end)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -27,7 +27,10 @@ def main(sent: str, out: str, voxels: str) -> int:
         if math.prod(stack.header.shape) > int(voxels):
             shape = " x ".join(map(str, stack.header.shape))
             raise DataError(f"{shape} voxels; up to {voxels} are taken")
-        write(read_series(sent), Path(out))
+        image = read_series(sent)
+        if not Path(sent).is_dir():
+            raise DataError(f"{sent}: was forgotten meanwhile")
+        write(image, Path(out))
     except DataError as error:
         print(error, file=sys.stderr)
         return 3

@@ -12,7 +12,6 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -243,12 +242,9 @@ def urlsplit_or_none(url: str, part: str = "netloc") -> str | None:
 
 
 def cookie_of(header: str) -> str:
-    """The token in a Cookie header; empty if there is none."""
-    try:
-        morsel = SimpleCookie(header).get(COOKIE)
-    except CookieError:
-        return ""
-    return morsel.value if morsel else ""
+    """The token in a Cookie header, or nothing; other servers of the host may put anything beside it."""
+    pairs = (part.partition("=") for part in header.split(";"))
+    return next((value.strip() for name, _, value in pairs if name.strip() == COOKIE), "")
 
 
 def same(given: str, token: str) -> bool:

@@ -6,6 +6,7 @@ never part of a path. What a header promises is held against the limits before v
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import struct
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from vclipseg.errors import DataError, UsageError
-from vclipseg.serve.limits import ScanLimits, TooMuch, shown_name
+from vclipseg.serve.limits import NoSpace, ScanLimits, TooMuch, is_full, shown_name
 from vclipseg.serve.nifti_header import check_nifti
 
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
@@ -35,6 +36,8 @@ class Scan:
         id: its name in addresses.
         name: what the person calls it; shown, never a path.
         kind: `nifti`: a file a channel, or one with all; `dicom`: the files of a series.
+        in_use: jobs that work on it.
+        forgotten: nobody may ask for it any more, and nothing is to be written for it.
     """
 
     id: str
@@ -42,6 +45,7 @@ class Scan:
     kind: Kind
     folder: Path
     in_use: int = 0
+    forgotten: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -57,6 +61,15 @@ class Scan:
     def mask_path(self, run_id: str) -> Path:
         """The mask that a run's model made of it."""
         return self.folder / f"mask-{run_id}.nii.gz"
+
+    def refuse_if_forgotten(self) -> None:
+        """Before something is written for it.
+
+        Raises:
+            UsageError: somebody forgot it.
+        """
+        if self.forgotten:
+            raise UsageError(f"{self.name}: was forgotten meanwhile")
 
     @property
     def size(self) -> int:
@@ -86,6 +99,7 @@ class Scans:
             UsageError: it is nothing that is taken, or several things.
             TooMuch: it is more than the limits allow.
             DataError: it is damaged.
+            NoSpace: the disk is full.
         """
         if not 0 < len(sent) <= self.limits.files:
             raise TooMuch(f"send 1 to {self.limits.files} files, not {len(sent)}")
@@ -95,8 +109,10 @@ class Scans:
         try:
             kind = take_in(sent, folder / "sent", self.limits)
             scan = Scan(scan_id, shown_name(sent[0][0]), kind, folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError) and is_full(error):
+                raise NoSpace from error
             raise
         with self.lock:
             self.known[scan_id] = scan
@@ -110,13 +126,31 @@ class Scans:
                 self.known.move_to_end(scan_id)
             return self.known.get(scan_id)
 
+    def hold(self, scan: Scan) -> None:
+        """A job is to work on a scan."""
+        with self.lock:
+            scan.in_use += 1
+
+    def release(self, scan: Scan) -> None:
+        """The job has ended; what it wrote for a scan that was forgotten meanwhile goes too."""
+        with self.lock:
+            scan.in_use -= 1
+        if scan.forgotten:
+            shutil.rmtree(scan.folder, ignore_errors=True)
+
     def remove(self, scan_id: str) -> bool:
         """Forget a scan; False if there is none."""
         with self.lock:
             scan = self.known.pop(scan_id, None)
         if scan:
+            scan.forgotten = True
             shutil.rmtree(scan.folder, ignore_errors=True)
         return scan is not None
+
+    def close(self) -> None:
+        """Forget all."""
+        for scan_id in list(self.known):
+            self.remove(scan_id)
 
     def forget_oldest(self) -> None:
         """Hold to the limits; what a job works on is left."""
@@ -144,10 +178,14 @@ def take_in(sent: Sequence[tuple[str, IO[bytes]]], folder: Path, limits: ScanLim
     if not set(kinds) <= {"nii", "nii.gz"}:
         raise UsageError("send one zip archive, or DICOM files, or NIfTI files (a file a channel)")
     order = sorted(range(len(sent)), key=lambda i: sent[i][0])
+    voxels = 0
     for number, i in enumerate(order):
         path = folder / f"{number:06d}.{kinds[i]}"
         copy(sent[i][1], path, limits.unpacked_bytes)
-        check_nifti(path, limits, sent[i][0])
+        header = check_nifti(path, limits, sent[i][0])
+        voxels += math.prod(header.shape) * header.channels
+        if voxels > limits.voxels:
+            raise TooMuch(f"{len(sent)} files of more than {limits.voxels} voxels; send one scan")
     return "nifti"
 
 
@@ -216,6 +254,8 @@ def unpack(file: IO[bytes], folder: Path, limits: ScanLimits) -> None:
                 else:
                     path.unlink()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
         raise DataError(f"the archive is damaged ({error})") from error
     if not found:
         raise DataError("no DICOM file in the archive; zip the folder of one series")

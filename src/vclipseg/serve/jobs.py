@@ -13,11 +13,19 @@ from typing import Any, Literal
 from vclipseg.console import Console
 from vclipseg.errors import VclipsegError
 
+ENDING = "the server is ending"
 State = Literal["waiting", "running", "done", "failed"]
 
 
 class Busy(Exception):
     """The queue is full."""
+
+
+class Ending(VclipsegError):
+    """The server ends: what was under way is given up."""
+
+    def __init__(self) -> None:
+        super().__init__(ENDING)
 
 
 class JobFailed(Exception):
@@ -37,6 +45,7 @@ class Job:
         message: what it is at, or why it failed.
         result: what its work returned.
         mine: it failed for what was asked, not for the server.
+        given_up: the server ends; the next step is the last.
     """
 
     kind: str
@@ -47,11 +56,24 @@ class Job:
     message: str = ""
     result: Any = None
     mine: bool = False
+    given_up: bool = False
     ended: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def step(self, progress: float, message: str) -> None:
-        """Say how far it is."""
+        """Say how far it is.
+
+        Raises:
+            Ending: the server ends.
+        """
+        if self.given_up:
+            raise Ending
         self.progress, self.message = progress, message
+
+    def fail(self, message: str, mine: bool = False) -> None:
+        """Say why it failed; who waits for it goes on."""
+        if not self.ended.is_set():
+            self.message, self.mine, self.state = message, mine, "failed"
+            self.ended.set()
 
     def wait(self, seconds: float) -> Any:
         """The result, once it is there.
@@ -81,6 +103,7 @@ class Jobs:
         self.later: deque[Job] = deque()
         self.changed = threading.Condition()
         self.closed = False
+        self.running: Job | None = None
         self.worker = threading.Thread(target=self._run, name="vclipseg-worker", daemon=True)
         self.worker.start()
 
@@ -91,8 +114,7 @@ class Jobs:
             Busy: the queue is full.
         """
         with self.changed:
-            if self.closed or len(self.queue) >= self.limit:
-                raise Busy(f"{len(self.queue)} jobs are waiting already; try again")
+            self._refuse_more()
             return self._add(self.queue, Job(kind, work))
 
     def ahead(self, kind: str, work: Callable[[Job], Any]) -> Job:
@@ -105,12 +127,36 @@ class Jobs:
         with self.changed:
             return self.known.get(job_id)
 
+    def hurry(self, job: Job) -> None:
+        """Somebody waits for what was to be done ahead.
+
+        Raises:
+            Busy: the queue is full.
+        """
+        with self.changed:
+            if job in self.later:
+                self._refuse_more()
+                self.later.remove(job)
+                self.queue.append(job)
+
     def close(self, seconds: float = 0) -> None:
-        """Take no more work, and give what runs so long to end."""
+        """Take no more work, give up what waits, and give what runs so long to end."""
         with self.changed:
             self.closed = True
+            for job in (*self.queue, *self.later):
+                job.fail(ENDING)
+            self.queue.clear()
+            self.later.clear()
+            if self.running:
+                self.running.given_up = True
             self.changed.notify_all()
         self.worker.join(seconds)
+        if running := self.running:
+            running.fail(ENDING)
+
+    def _refuse_more(self) -> None:
+        if self.closed or len(self.queue) >= self.limit:
+            raise Busy(f"{len(self.queue)} jobs are waiting already; try again")
 
     def _add(self, queue: deque[Job], job: Job) -> Job:
         queue.append(job)
@@ -125,9 +171,8 @@ class Jobs:
         with self.changed:
             while not self.closed and not self.queue and not self.later:
                 self.changed.wait()
-            if self.closed:
-                return None
-            return (self.queue or self.later).popleft()
+            self.running = None if self.closed else (self.queue or self.later).popleft()
+            return self.running
 
     def _run(self) -> None:
         while job := self._next():
@@ -135,13 +180,15 @@ class Jobs:
             try:
                 job.result = job.work(job)
                 job.progress, job.message, job.state = 1.0, "", "done"
+                job.ended.set()
+            except Ending as error:
+                job.fail(str(error))
             except VclipsegError as error:
-                job.message, job.mine, job.state = str(error), True, "failed"
+                job.fail(str(error), mine=True)
             except Exception:
                 self.console.note(f"{job.kind} failed:\n{traceback.format_exc()}")
-                job.message, job.state = "failed; the server's own output says why", "failed"
+                job.fail("failed; the server's own output says why")
             job.work = _nothing  # what it held in memory is free
-            job.ended.set()
 
 
 def _nothing(job: Job) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 
-from vclipseg.errors import UsageError
+from vclipseg.errors import UsageError, VclipsegError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class ScanLimits:
 
 class TooMuch(UsageError):
     """More than the limits allow."""
+
+
+class NoSpace(VclipsegError):
+    """The server's disk is full."""
+
+    def __init__(self) -> None:
+        super().__init__("no space is left on the server; try again later, or tell who runs it")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it says that a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def shown_name(name: str | None) -> str:

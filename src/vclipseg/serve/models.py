@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -121,7 +120,9 @@ class Models:
         run.case(case_id)
         with self.lock:
             job = self.pending.get((run.id, case_id))
-            if job and not job.ended.is_set() and (ahead or job.state == "running"):
+            if job and not job.ended.is_set():
+                if not ahead:
+                    self.jobs.hurry(job)
                 return job
             submit = self.jobs.ahead if ahead else self.jobs.submit
             job = submit(f"look at {case_id}", lambda job: self._look_at(run, case_id, job))
@@ -165,8 +166,3 @@ def count_windows(predictor: Predictor, image: Volume) -> int:
     stride = predictor.settings.stride or tuple(max(1, w // 2) for w in window)
     starts = (window_starts(int(n), w, s) for n, w, s in zip(shape, window, stride, strict=True))
     return max(1, int(np.prod([len(s) for s in starts])))
-
-
-def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that goes when the server ends."""
-    return tempfile.TemporaryDirectory(prefix="vclipseg-serve-")

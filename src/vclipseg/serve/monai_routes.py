@@ -28,7 +28,7 @@ from vclipseg.serve.monai_facts import (
 )
 from vclipseg.serve.predict_routes import mask_of, predict_scan, scan_of
 from vclipseg.serve.review_routes import current_mask, look_at_all, make_queue, save
-from vclipseg.serve.state import VOLUME, State, attached
+from vclipseg.serve.state import VOLUME, State, attached, taking_files
 from vclipseg.serve.volumes import NIFTI, nifti_bytes
 
 INFER_SECONDS = 600
@@ -38,7 +38,8 @@ Sent = Annotated[UploadFile | None, File()]
 
 def monai_routes(state: State) -> APIRouter:
     """The routes, on the runs of `state`."""
-    router = APIRouter(tags=["MONAI Label"])
+    route = taking_files(state.limits.files + 1)
+    router = APIRouter(tags=["MONAI Label"], route_class=route)
     _about(router, state)
     _infer(router, state)
     _sessions(router, state)

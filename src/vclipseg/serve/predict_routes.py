@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import numpy as np
@@ -10,14 +12,14 @@ from fastapi import APIRouter, File, Request, Response, UploadFile
 
 from vclipseg.data.dicom_objects import check_kind
 from vclipseg.data.plan import Plan
-from vclipseg.data.volume import Volume, read_image, read_labels, write
+from vclipseg.data.volume import Volume, read_image, read_labels, with_values, write
 from vclipseg.errors import UsageError
 from vclipseg.serve.catalog import NotFound, ServedRun
 from vclipseg.serve.incoming import Scan
 from vclipseg.serve.jobs import Busy, Job
 from vclipseg.serve.reading import in_own_process, read_scan
 from vclipseg.serve.schemas import Format, JobInfo, ScanInfo
-from vclipseg.serve.state import VOLUME, State, attached
+from vclipseg.serve.state import VOLUME, State, attached, taking_files
 from vclipseg.serve.volumes import DICOM, NIFTI, nifti_bytes
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -26,7 +28,8 @@ SAVED: dict[int | str, dict[str, Any]] = {200: {"content": {NIFTI: BINARY, DICOM
 
 def predict_routes(state: State) -> APIRouter:
     """The routes, on the runs of `state`."""
-    router = APIRouter(prefix="/api", tags=["predict"])
+    route = taking_files(state.limits.files + 1)
+    router = APIRouter(prefix="/api", tags=["predict"], route_class=route)
 
     @router.post("/runs/{run}/scans", status_code=202)
     def send_scan(run: str, files: Annotated[list[UploadFile], File()]) -> ScanInfo:
@@ -68,7 +71,7 @@ def predict_routes(state: State) -> APIRouter:
         stem = found.name.split(".")[0] or "scan"
         with state.reading:
             if format == "nifti":
-                content = nifti_bytes(stored_values(mask_of(found, served), served))
+                content = nifti_object(found, served)
                 return Response(content, media_type=NIFTI, headers=attached(f"{stem}_seg.nii.gz"))
             content = dicom_object(found, served, format)
             return Response(content, media_type=DICOM, headers=attached(f"{stem}_seg.dcm"))
@@ -91,24 +94,26 @@ def predict_scan(state: State, served: ServedRun, scan: Scan) -> Job:
     """
     if not served.model_path.is_file():
         raise UsageError(f"{served.id}: has no finished model yet")
-    scan.in_use += 1
+    state.scans.hold(scan)
     try:
         return state.jobs.submit("predict", lambda job: _predict(state, served, scan, job))
     except Busy:
-        scan.in_use -= 1
+        state.scans.release(scan)
         raise
 
 
 def _predict(state: State, served: ServedRun, scan: Scan, job: Job) -> dict:
     try:
+        scan.refuse_if_forgotten()
         job.step(0.02, "reading")
         plan = Plan.model_validate(served.run.experiment["plan"])
         image = read_scan(scan, plan, state.limits)
         made = state.models.look(served, image, job)
         job.step(0.97, "writing")
+        scan.refuse_if_forgotten()
         write(made.mask, scan.mask_path(served.id))
     finally:
-        scan.in_use -= 1
+        state.scans.release(scan)
     voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
     counts = np.bincount(made.mask.array.ravel(), minlength=len(served.class_names))
     volumes = zip(served.class_names[1:], counts[1:].tolist(), strict=True)
@@ -153,6 +158,22 @@ def formats(scan: Scan) -> list[Format]:
     return list(get_args(Format)) if dicom else ["nifti"]
 
 
+def nifti_object(scan: Scan, served: ServedRun) -> bytes:
+    """The mask with the data set's own label values, where the scan says that it is.
+
+    Raises:
+        NotFound: there is no mask yet.
+    """
+    mask = mask_of(scan, served)
+    stored = Volume(with_values(mask.array, served.run.experiment["label_values"]), mask.affine)
+    if scan.kind != "nifti":
+        return nifti_bytes(stored)
+    with tempfile.TemporaryDirectory(dir=scan.folder) as folder:
+        out = Path(folder) / "mask.nii.gz"
+        write(stored, out, like=scan.files[0])
+        return out.read_bytes()
+
+
 def dicom_object(scan: Scan, served: ServedRun, kind: str) -> bytes:
     """The mask as a DICOM object of the series that was sent; made once.
 
@@ -173,10 +194,3 @@ def dicom_object(scan: Scan, served: ServedRun, kind: str) -> bytes:
             about = (scan.folder / "sent", mask, out, kind, method, *served.class_names)
             in_own_process(scan, "vclipseg.serve.encode", *about)
         return out.read_bytes()
-
-
-def stored_values(mask: Volume, served: ServedRun) -> Volume:
-    """Class indices to the data set's own label values."""
-    values = np.array(served.run.experiment["label_values"])
-    small = values.max() < 256 and values.min() >= 0
-    return Volume(values[mask.array].astype(np.uint8 if small else np.int32), mask.affine)

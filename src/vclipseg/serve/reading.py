@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,8 +33,7 @@ def read_scan(scan: Scan, plan: Plan, limits: ScanLimits) -> Volume:
         if scan.kind == "dicom" and not scan.image_path.is_file():
             convert(scan, limits)
         files = [scan.image_path] if scan.kind == "dicom" else scan.files
-        for file in files:
-            check_prepared(read_header(file), plan, limits)
+        check_prepared([read_header(file) for file in files], plan, limits)
         try:
             volume = read_image(files)
         except DataError as error:
@@ -41,14 +41,21 @@ def read_scan(scan: Scan, plan: Plan, limits: ScanLimits) -> Volume:
         if not np.isfinite(volume.array).all():
             raise DataError(f"{scan.name}: has voxels that are no numbers (NaN or infinite)")
         if not scan.image_path.is_file():
+            scan.refuse_if_forgotten()
             write(Volume(volume.array[0], volume.affine), scan.image_path)
     return volume
 
 
-def check_prepared(header: Header, plan: Plan, limits: ScanLimits) -> None:
-    """Refuse what would be too large when it is resampled: a header may say any spacing."""
-    extent_mm = np.array(header.shape) * header.spacing
-    voxels = np.prod(np.maximum(1.0, extent_mm / plan.spacing)) * header.channels
+def check_prepared(headers: Sequence[Header], plan: Plan, limits: ScanLimits) -> None:
+    """Refuse what has other channels, or would be too large when resampled: a header may say any spacing."""
+    channels = sum(header.channels for header in headers)
+    if channels != len(plan.intensity):
+        raise DataError(
+            f"this model reads images of {len(plan.intensity)} channel(s); {channels} were sent in "
+            f"{len(headers)} file(s). Send one scan at a time."
+        )
+    extent_mm = np.max([np.array(header.shape) * header.spacing for header in headers], axis=0)
+    voxels = np.prod(np.maximum(1.0, extent_mm / plan.spacing)) * channels
     if not voxels <= limits.voxels:
         raise TooMuch(
             f"{' x '.join(f'{mm:.4g}' for mm in extent_mm)} mm would be {voxels:.3g} voxels for this "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.routing import APIRoute
 
 from vclipseg.data.volume import Volume
 from vclipseg.serve.catalog import Catalog
@@ -59,6 +60,25 @@ class State:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=NIFTI, headers=headers | attached(name))
+
+
+def taking_files(most: int) -> type[APIRoute]:
+    """Routes that take so many files in a request; usually it is 1000, and a series may have more."""
+
+    class Many(Request):
+        def form(self, **limits: Any) -> Any:
+            return super().form(**{**limits, "max_files": most})
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def of_many(request: Request) -> Response:
+                return await handle(Many(request.scope, request.receive))
+
+            return of_many
+
+    return Route
 
 
 def attached(name: str) -> dict[str, str]:

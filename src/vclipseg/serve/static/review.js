@@ -93,7 +93,7 @@ export async function review(root, { run, rest, go }) {
     const found = cases.find((c) => c.id === id) ?? cases.find((c) => !c.decision) ?? cases[0];
     if (!found) return say("There is no unlabeled case in this run.");
     if (state.changed && !confirm("The mask is changed and not saved. Leave it?")) return;
-    Object.assign(state, { chosen: found, changed: false });
+    Object.assign(state, { chosen: found, changed: false, shown: null });
     state.rows.select(found.id);
     title.textContent = found.id;
     brushes.press("off");
@@ -113,8 +113,8 @@ export async function review(root, { run, rest, go }) {
       return;
     }
     const content = await bytes(url("runs", run.id, "reviews", found.id, "mask.nii.gz"));
-    if (state.chosen.id !== found.id) return;
-    await viewer.draw(content);
+    if (state.chosen.id !== found.id || !(await viewer.draw(content))) return;
+    state.shown = found.id;
     viewer.center(viewer.drawing());
     viewer.stage.dataset.loaded += " mask";
   }
@@ -153,31 +153,41 @@ export async function review(root, { run, rest, go }) {
     size.textContent = `brush ${state.size} voxels`;
   }
 
-  async function decide(decision, mask) {
-    const { id, revision } = state.chosen;
+  async function decide({ id, revision }, decision, mask) {
     const form = new FormData();
     if (mask) form.append("mask", mask, "mask.nii");
     const query = `?decision=${decision}&after=${revision}`;
     const body = mask ? form : undefined;
     await send("PUT", url("runs", run.id, "reviews", id) + query, body);
-    state.changed = false;
+    if (state.chosen.id === id) state.changed = false;
     say(`${id}: ${decision}`, true);
     await load();
-    state.chosen = state.queue.cases.find((c) => c.id === id);
+    if (state.chosen.id === id) state.chosen = state.queue.cases.find((c) => c.id === id);
+  }
+
+  // the mask of the chosen case is there to be judged
+  function seen() {
+    if (state.shown === state.chosen.id) return true;
+    say("Its mask is not shown yet.", true);
+    return false;
   }
 
   async function accept() {
+    if (!seen()) return;
     if (state.changed) return save();
-    await decide("accepted");
+    await decide(state.chosen, "accepted");
     await next();
   }
 
   async function save() {
-    await decide("fixed", await viewer.drawingFile());
+    if (!seen()) return;
+    const { chosen } = state;
+    const mask = await viewer.drawingFile();
+    if (state.chosen === chosen && seen()) await decide(chosen, "fixed", mask);
   }
 
   async function ignore() {
-    await decide("ignored");
+    await decide(state.chosen, "ignored");
     await next();
   }
 

@@ -99,7 +99,7 @@ export class Viewer {
       const kinds = ["image", "disagreement", "reference", "prediction"].filter((kind) => layers[kind]);
       const contents = await Promise.all(kinds.map((kind) => bytes(layers[kind])));
       if (turn !== this.turn) return false;
-      for (const [i, kind] of kinds.entries()) await this.add(kind, contents[i]);
+      for (const [i, kind] of kinds.entries()) await this.add(kind, contents[i], turn);
       if (turn !== this.turn) return false;
       this.setView(this.view);
       return true;
@@ -115,9 +115,10 @@ export class Viewer {
     this.stage.dataset.loaded = "";
   }
 
-  async add(kind, content) {
+  async add(kind, content, turn) {
     const look = kind === "image" ? { colormap: "gray" } : { colormap: "warm", opacity: 0 };
     const volume = await NVImage.loadFromUrl({ url: content, name: `${kind}.nii.gz`, ...look });
+    if (turn !== this.turn) return;
     if (kind in PALETTES) volume.setColormapLabel(classColors(kind, this.classes));
     if (kind === "disagreement") Object.assign(volume, { cal_min: 1, cal_max: 60 });
     this.nv.addVolume(volume);
@@ -160,13 +161,17 @@ export class Viewer {
 
   // ---- brush
 
+  // whether it is drawn: not if something else is shown meanwhile
   async draw(content) {
+    const turn = this.turn;
     const mask = await NVImage.loadFromUrl({ url: content, name: "mask.nii.gz" });
+    if (turn !== this.turn) return false;
     mask.img = Uint8Array.from(mask.img);
     if (!this.nv.loadDrawing(mask)) throw new Error("The mask does not fit the image.");
     this.nv.setDrawColormap(classColors("prediction", this.classes));
     this.nv.setDrawOpacity(0.55);
     this.brush(null);
+    return true;
   }
 
   // value: class index, or null for no brush
