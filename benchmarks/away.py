@@ -9,6 +9,9 @@
 and this repository, installed or not (PYTHONPATH=src); when its minutes are over, it has saved what it needs
 to go on.
 `finish` puts the model into the run folder, which is then one like any other.
+
+Where only small files can be sent, `pack --part-mib 40` makes folders cases-1, cases-2, ... of that size, and
+`train --part-mib 15` leaves the weights in float16 as model-1.pt, model-2.pt, ...
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vclipseg.checkpoint import load_state, save_state
 from vclipseg.data.augment import AugmentSettings
@@ -29,6 +33,7 @@ from vclipseg.data.batch import PatchSampler, made_ahead
 from vclipseg.data.resident import Resident
 from vclipseg.device import available_memory
 from vclipseg.environment import environment
+from vclipseg.errors import UsageError
 from vclipseg.files import write_text
 from vclipseg.methods import method_class
 from vclipseg.methods.base import Loss, Method, Task
@@ -50,33 +55,48 @@ def main() -> None:
     packing.add_argument("--data", type=Path, required=True)
     packing.add_argument("--out", type=Path, required=True)
     packing.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    packing.add_argument("--part-mib", type=float, default=float("inf"))
     training = verbs.add_parser("train")
     training.add_argument("folder", type=Path)
     training.add_argument("--minutes", type=float, default=float("inf"))
+    training.add_argument("--part-mib", type=float)
     verbs.add_parser("finish").add_argument("folder", type=Path)
     a = parser.parse_args()
     if a.verb == "pack":
-        pack(a.recipe, a.data, a.out, a.set)
+        pack(a.recipe, a.data, a.out, a.set, a.part_mib)
     elif a.verb == "train":
-        train_away(a.folder, a.minutes)
+        train_away(a.folder, a.minutes, a.part_mib)
     else:
         finish(a.folder)
 
 
-def pack(recipe: Path, root: Path, out: Path, overrides: list[str]) -> None:
-    """Write a new run folder, and what training reads: `job.json` and a file a case."""
+def pack(recipe: Path, root: Path, out: Path, overrides: list[str], part_mib: float) -> None:
+    """Write a new run folder, and what training reads: `job.json` and a file a case, in folders."""
     from vclipseg.config import load_experiment
     from vclipseg.console import Console
     from vclipseg.experiment import new_run
 
     experiment = load_experiment(recipe, overrides)
+    if experiment.train.init_from:
+        raise UsageError(
+            "train.init_from: a second stage cannot be packed; train it where the first one is"
+        )
     run, data = new_run(experiment, root, out / "run", Console())
+    part, size = 1, 0.0
     for case_id in data.cases.case_ids:
         arrays = coded(data.cases.image(case_id))
         if case_id in data.split.labeled:
             arrays["labels"] = data.cases.labels(case_id)
-        (out / "cases").mkdir(exist_ok=True)
-        np.savez_compressed(out / "cases" / f"{case_id}.npz", **arrays)
+        file = out / "cases" / f"{case_id}.npz"
+        file.parent.mkdir(exist_ok=True)
+        np.savez_compressed(file, **arrays)
+        mib = file.stat().st_size / 2**20
+        if size and size + mib > part_mib:
+            part, size = part + 1, 0.0
+        size += mib
+        (out / f"cases-{part}").mkdir(exist_ok=True)
+        file.rename(out / f"cases-{part}" / file.name)
+    (out / "cases").rmdir()
     job = {
         **{key: run.description["settings"][key] for key in ("train", "augment", "method")},
         "channels": len(run.description["channel_names"]),
@@ -116,8 +136,8 @@ def make_method(job: dict[str, Any], settings: TrainSettings) -> Method:
     return cls(cls.Settings.model_validate(job["method"]), task)
 
 
-def train_away(folder: Path, minutes: float) -> None:
-    """Go on from the last checkpoint; at the end `model.pt` holds the weights."""
+def train_away(folder: Path, minutes: float, part_mib: float | None = None) -> None:
+    """Go on from the last checkpoint; at the end `model.pt` holds the weights, or its parts do."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     settings = TrainSettings.model_validate({**job["train"], "tensorboard": False})
     end = time.monotonic() + 60 * minutes
@@ -144,7 +164,7 @@ def train_away(folder: Path, minutes: float) -> None:
     write_text(
         folder / "environment.json", json.dumps(environment(settings.precision, settings.threads))
     )
-    cases = {path.stem: decoded(path) for path in (folder / "cases").glob("*.npz")}
+    cases = {path.stem: decoded(path) for path in folder.glob("cases-*/*.npz")}
     sampler = PatchSampler(
         image=lambda case_id: cases[case_id]["image"],
         labels=lambda case_id: cases[case_id]["labels"],
@@ -165,7 +185,25 @@ def train_away(folder: Path, minutes: float) -> None:
     except TimeIsUp:
         print(f"{state.step} of {settings.steps} steps; run it again to go on")
         return
-    save_state(folder / "model.pt", {"weights": state.model()})
+    if part_mib is None:
+        save_state(folder / "model.pt", {"weights": state.model()})
+        return
+    for number, part in enumerate(in_parts(state.model(), part_mib), start=1):
+        save_state(folder / f"model-{number}.pt", {"weights": part})
+
+
+def in_parts(weights: dict[str, Tensor], part_mib: float) -> list[dict[str, Tensor]]:
+    """Weights in float16, in parts of at most so many MiB; one that is larger is a part of its own."""
+    parts: list[dict[str, Tensor]] = [{}]
+    left = part_mib * 2**20
+    for name, value in weights.items():
+        small = value.half() if value.is_floating_point() else value
+        if parts[-1] and small.nbytes > left:
+            parts.append({})
+            left = part_mib * 2**20
+        parts[-1][name] = small.cpu().contiguous()
+        left -= small.nbytes
+    return parts
 
 
 def finish(folder: Path) -> None:
@@ -174,10 +212,15 @@ def finish(folder: Path) -> None:
     from vclipseg.runs import Run
 
     run = Run.open(folder / "run")
-    save_model(run.model_path, load_state(folder / "model.pt")["weights"], run.model_description())
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("model*.pt")):
+        weights |= load_state(file)["weights"]
+    whole = {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}
+    save_model(run.model_path, whole, run.model_description())
     for name in ("log.csv", "environment.json"):
         shutil.copyfile(folder / name, run.folder / name)
-    shutil.copyfile(folder / "state.pt", run.state_path)
+    if (folder / "state.pt").is_file():
+        shutil.copyfile(folder / "state.pt", run.state_path)
 
 
 if __name__ == "__main__":

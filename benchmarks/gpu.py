@@ -17,6 +17,8 @@ import os
 import statistics
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,22 +76,32 @@ def main() -> None:
     if default_device().type != arguments.device:
         parser.error("no GPU here; try the script with --device cpu --small")
     sizes = measures.SMALL if arguments.small else measures.PAPER
-    rows = []
+    rows: list[dict] = []
     for row in measured(sizes, arguments.variant or list(VARIANTS), arguments.steps):
         rows.append(row)
         print(speed.describe(row), flush=True)
-    if arguments.record:
-        speed.write(arguments.record, rows, [row["name"] for row in rows])
+        if arguments.record:
+            speed.write(arguments.record, rows, [row["name"] for row in rows])
 
 
-def measured(sizes: Sizes, variants: list[str], steps: int) -> list[dict]:
-    """The rows of the table."""
+def measured(sizes: Sizes, variants: list[str], steps: int) -> Iterator[dict]:
+    """The rows of the table, each as it is known; a variant that fails is said and left out."""
+    yield line("predicting 20 scans", "s", prediction(sizes), 5)
     eager = eager_pace(sizes, steps)
     print(f"eager fp32: {eager}", file=sys.stderr, flush=True)
     paces = {}
     for name in variants:
-        paces[name] = our_pace(sizes, VARIANTS[name], steps)
-        print(f"{name}: {paces[name]}", file=sys.stderr, flush=True)
+        try:
+            paces[name] = our_pace(sizes, VARIANTS[name], steps)
+            print(f"{name}: {paces[name]}", file=sys.stderr, flush=True)
+        except Exception:  # a compiler's own, say: the others are measured all the same
+            print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    if paces:
+        yield from of_steps(eager, paces)
+
+
+def of_steps(eager: Pace, paces: dict[str, Pace]) -> list[dict]:
+    """The rows of the training step."""
     best = min(paces, key=lambda name: paces[name].ms)
     least = min(paces, key=lambda name: paces[name].gib)
     ms, gib = paces[best].ms, paces[least].gib
@@ -103,7 +115,6 @@ def measured(sizes: Sizes, variants: list[str], steps: int) -> list[dict]:
             5,
             at_least=True,
         ),
-        line("predicting 20 scans", "s", prediction(sizes), 5),
         line(
             "peak memory, training step",
             "GiB",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 from vclipseg.warping import random_warp
@@ -35,6 +36,15 @@ def test_what_is_sampled(seed):
     for row, where, found in zip(x, warp.places, warp(x), strict=True):
         expected = ndimage.map_coordinates(row[0].numpy(), voxels(where), order=1, mode="nearest")
         np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 2), (112, 112, 80)])
+def test_places_are_exact_in_mixed_precision(shape):
+    """Half a thousandth of a voxel; bfloat16 would be off by a tenth."""
+    expected = F.affine_grid(torch.eye(3, 4)[None], [1, 1, *shape], align_corners=True)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = random_warp(1, shape, 0.0, generator()).places[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_labels_stay_labels():

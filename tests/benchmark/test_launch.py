@@ -27,6 +27,36 @@ def test_cells_use_the_source_of_their_parent(monkeypatch):
     assert environment["OMP_NUM_THREADS"] == "3"
 
 
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch, tmp_path):
+    """With three workers on two of them two share one; a place that gets free keeps its GPU."""
+    given = []
+
+    class Process:
+        def __init__(self, order, threads, gpu):
+            self.order = order
+            given.append((order.folder, gpu))
+
+        ended = True
+
+        def result(self):
+            return launch.Ended(self.order, "done")
+
+        def stop(self, number):
+            pass
+
+    monkeypatch.setattr(launch, "_Process", Process)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-b")
+    ended = list(launch.local(3, 1)(ORDERS, lambda: 0))
+    assert len(ended) == 3
+    assert [gpu for _, gpu in given] == ["4", "GPU-b", "4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    assert launch.visible_gpus() == ["0", "1"]
+    assert launch.own_environment(1, "1")["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

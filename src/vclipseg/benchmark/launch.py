@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import vclipseg
 from vclipseg.benchmark.cells import Order, run_cell
 from vclipseg.console import Console
@@ -39,31 +41,43 @@ Launcher = Callable[[Sequence[Order], Callable[[], int]], Iterator[Ended]]
 
 
 def local(workers: int, threads: int) -> Launcher:
-    """Processes on this machine, so many at once; two of one thread beat one of two."""
+    """Processes on this machine, so many at once; two of one thread beat one of two.
+
+    Each has one GPU, if there is any: with more workers than GPUs some share one.
+    """
 
     def launch(orders: Sequence[Order], stopped: Callable[[], int]) -> Iterator[Ended]:
-        waiting, running = deque(orders), list[_Process]()
+        waiting, running = deque(orders), dict[int, _Process]()
+        gpus = visible_gpus()
         try:
             while running or (waiting and not stopped()):
-                while waiting and len(running) < workers and not stopped():
-                    running.append(_Process(waiting.popleft(), threads))
-                for process in running if stopped() else ():
+                for place in range(workers):
+                    if waiting and place not in running and not stopped():
+                        gpu = gpus[place % len(gpus)] if gpus else None
+                        running[place] = _Process(waiting.popleft(), threads, gpu)
+                for process in running.values() if stopped() else ():
                     process.stop(stopped())
-                for process in [p for p in running if p.ended]:
-                    running.remove(process)
-                    yield process.result()
+                for place in [place for place, process in running.items() if process.ended]:
+                    yield running.pop(place).result()
                 time.sleep(POLL_SECONDS)
         finally:
-            for process in running:
+            for process in running.values():
                 process.stop(15)
 
     return launch
 
 
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name]
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
 class _Process:
     """A cell that runs. Ctrl-C on the terminal does not reach it: it is told once, by its parent."""
 
-    def __init__(self, order: Order, threads: int) -> None:
+    def __init__(self, order: Order, threads: int, gpu: str | None = None) -> None:
         self.order, self.began, self.told = order, time.monotonic(), False
         folder = Path(order.folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +88,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=own_environment(threads),
+                env=own_environment(threads, gpu),
                 start_new_session=True,
                 text=True,
             )
@@ -102,14 +116,15 @@ class _Process:
         return Ended(self.order, "failed", reason(self.log, code), seconds)
 
 
-def own_environment(threads: int) -> dict[str, str]:
-    """The environment of a cell: this very source, and so many threads."""
+def own_environment(threads: int, gpu: str | None = None) -> dict[str, str]:
+    """The environment of a cell: this very source, so many threads, and one GPU if it is named."""
     source = str(Path(vclipseg.__file__).parents[1])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": str(threads),
+        **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
     }
 
 
