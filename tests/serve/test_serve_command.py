@@ -57,8 +57,12 @@ def test_it_prints_where_it_is_and_ends_with_ctrl_c(runs, host):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on Windows")
 def test_nothing_is_left_when_the_terminal_is_closed(runs, tmp_path):
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup
+        "from vclipseg.cli import main; main()"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "vclipseg.cli", "serve", str(runs), "--port", "0"],
+        [sys.executable, "-c", code, "serve", str(runs), "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)},
@@ -68,5 +72,8 @@ def test_nothing_is_left_when_the_terminal_is_closed(runs, tmp_path):
         assert sent.status_code == 200
         assert len(list(tmp_path.glob("vclipseg-serve-*/scans/*/sent/*"))) == 1
         server.send_signal(signal.SIGHUP)
-        assert server.wait(30) == 0
+        try:
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
     assert list(tmp_path.glob("vclipseg-serve-*")) == []
