@@ -191,7 +191,7 @@ def test_what_the_system_refuses_is_one_message(run_cli, monkeypatch):
     code, out, err = run_cli("info")
     assert (code, out) == (2, "")
     assert (
-        "error: /data/mask.nii.gz: No space left on device; free it, or give another place" in err
+        "error: /data/mask.nii.gz: No space left on device; see to it, or give another place" in err
     )
 
 

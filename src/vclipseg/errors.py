@@ -48,4 +48,4 @@ def refusal(error: OSError) -> UsageError | None:
     if error.errno not in NOT_OURS:
         return None
     where = f"{error.filename}: " if error.filename else ""
-    return UsageError(f"{where}{error.strerror}; free it, or give another place")
+    return UsageError(f"{where}{error.strerror}; see to it, or give another place")

@@ -98,6 +98,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "too much",
         422: "what was sent cannot be read",
         503: "too much at once; try again",
+        507: "no space is left on the server",
     }.items()
 }
 VOLUME: dict[int | str, dict[str, Any]] = {
