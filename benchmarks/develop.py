@@ -22,6 +22,7 @@ from vclipseg.commands import describe
 from vclipseg.config import Experiment, load_experiment
 from vclipseg.console import Console
 from vclipseg.data.datasets import Dataset
+from vclipseg.environment import computed_on
 from vclipseg.errors import UsageError
 from vclipseg.evaluation import evaluate
 from vclipseg.experiment import new_run, open_split, train_run
@@ -105,8 +106,7 @@ def make_row(recipe: Path, overrides: list[str], run: Run, values: list[float]) 
 def trained_on(run: Run) -> dict[str, str]:
     """The columns about machine and commit."""
     environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    device = f"{environment['device']}, {environment['threads']} thread(s)"
-    return {"device": device, "commit": environment["commit"] or ""}
+    return {"device": computed_on(environment), "commit": environment["commit"] or ""}
 
 
 def dice_of(values: list[float]) -> dict:

@@ -24,6 +24,7 @@ from vclipseg.benchmark.planning import Planner
 from vclipseg.benchmark.run import Benchmark, only_tables, run_benchmark
 from vclipseg.checkpoint import load_model
 from vclipseg.console import Console
+from vclipseg.environment import computed_on
 from vclipseg.errors import UsageError, VclipsegError
 from vclipseg.records import RUN_COLUMNS, read_runs
 from vclipseg.runs import Run
@@ -104,6 +105,8 @@ def test_a_grid_is_recorded_cell_by_cell(finished, tiny_data):
     }
     runs = [Run.open(path.parent) for path in finished.glob("runs/*/experiment.json")]
     assert {run.settings_hash for run in runs} == {row.settings_hash for row in rows}
+    assert {computed_on(run.environment) for run in runs} == {row.device for row in rows}
+    assert rows[0].device.endswith(("1 thread(s), bf16", "1 thread(s), fp32"))
     assert states(make(finished, tiny_data).jobs()) == ["recorded"] * 4
 
 

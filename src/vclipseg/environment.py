@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def environment(precision: str, threads: int | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "commit": commit(),
     }
+
+
+def computed_on(found: Mapping[str, Any]) -> str:
+    """An `environment` for records: processor, threads, and the precision of the convolutions."""
+    return f"{found['device']}, {found['threads']} thread(s), {found['precision']}"
 
 
 def _installed(package: str) -> str | None:

@@ -160,6 +160,15 @@ def test_labels_saved_are_told(tmp_path):
     assert of_16["Labels saved (95% interval)"].startswith("more than 0 (")
 
 
+def test_a_table_says_what_its_runs_were_computed_on(tmp_path):
+    for seed in (0, 1):
+        add_run(tmp_path, "supervised", BASE, text="", seed=seed, device="A, 1 thread(s), bf16")
+    assert "- All runs computed on: A, 1 thread(s), bf16.\n" in written(tmp_path)[0]
+    add_run(tmp_path, "caml", BASE, text="", device="B, 1 thread(s), fp32")
+    told = "computed on: A, 1 thread(s), bf16 (2); B, 1 thread(s), fp32 (1). Seconds"
+    assert told in written(tmp_path)[0]
+
+
 def test_a_table_of_uneven_rows_says_which_runs_rank(tmp_path):
     for seed in (0, 1):
         add_run(tmp_path, "supervised", BASE, text="", seed=seed)

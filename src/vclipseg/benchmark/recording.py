@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vclipseg.benchmark.grids import Grid, differences
+from vclipseg.environment import computed_on
 from vclipseg.records import read_runs, record, run_record
 from vclipseg.runs import Run
 from vclipseg.scores import Protocol, read_scores
@@ -38,7 +39,7 @@ def run_facts(run: Run, shown: str, first: Run | None = None) -> dict[str, Any]:
         "steps": e.train.steps,
         "weights": e.train.weights,
         "seconds": run.train_seconds + (first.train_seconds if first else 0.0),
-        "device": f"{environment['device']}, {environment['threads']} thread(s)",
+        "device": computed_on(environment),
         "commit": environment["commit"] or "",
     }
 

@@ -82,7 +82,7 @@ def markdown_section(section: Section, level: int = 2) -> str:
             *(f"<sup>{mark}</sup> {note}  " for mark, note in notes),
             *([""] if len(notes) else []),
             *_items(f"Of the data: {remark}" for remark in section.facts.remarks),
-            *_items(claims),
+            *_items([section.machines, *claims]),
         ]
     )
 

@@ -8,6 +8,7 @@ them down.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -148,6 +149,15 @@ class Section:
     def is_main(self) -> bool:
         """The strict protocol, masks as predicted: what figures and summaries are made of."""
         return self.first.protocol == "strict" and not self.first.lcc
+
+    @property
+    def machines(self) -> str:
+        """Where the runs were computed, most of them first."""
+        counts = Counter(run.device for row in self.rows for run in row.group.records)
+        if len(counts) == 1:
+            return f"All runs computed on: {next(iter(counts))}."
+        named = "; ".join(f"{name} ({count})" for name, count in counts.most_common())
+        return f"Of the runs, computed on: {named}. Seconds on one are not those on another."
 
     @property
     def uneven(self) -> str:
