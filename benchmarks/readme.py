@@ -381,7 +381,7 @@ def table(section: Section) -> str:
     return "\n".join(
         [
             f"{first.dataset}: {first.labeled} labeled cases, {len(section.cases)} test cases, "
-            f"{first.filters} filters, {', '.join(devices)}.{within}",
+            f"{first.filters} filters, on {'; '.join(devices)}.{within}",
             "",
             "| " + " | ".join(headings) + " |",
             "|" + " --- |" * len(headings),

@@ -445,7 +445,7 @@ def test_a_measured_grid_shows_means_intervals_and_failures(tmp_path):
     assert cells[3].startswith("0.700 (")  # cases 0.4, 0.8, 0.9: the failure counts 0
     assert cells[5].startswith("2.00")  # voxels; no distance of the failure
     assert cells[-2:] == ["1 of 6", "12"]
-    assert "4 labeled cases, 3 test cases, 16 filters, cpu" in shown
+    assert "4 labeled cases, 3 test cases, 16 filters, on cpu" in shown
     assert shown.count("| vclipseg") == 1  # not the largest components
 
 
