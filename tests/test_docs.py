@@ -891,3 +891,40 @@ def test_run_folder_page_names_every_file_and_key(tmp_path):
         if file.name == "experiment.json":
             keys |= set(content["settings"]) | set(content["data"]) | set(content["text"])
     assert not [key for key in keys if f"`{key}`" not in page]
+
+
+def test_the_volumes_that_the_authors_constants_lose_are_of_the_record():
+    """Masks as a share of the reference on the Left Atrium, as the benchmark page tells it."""
+    folder = ROOT / "results" / "la-1.25mm-methods"
+    asked = (
+        ("cps", "faithful"),
+        ("mcnet", "faithful"),
+        ("mcnet", "plus"),
+        ("vclipseg", "faithful"),
+    )
+    runs = {
+        (run.method, run.preset): run.settings_hash
+        for run in records.read_runs(folder)
+        if run.seed == 0 and not run.lcc
+    }
+    ratios = defaultdict(list)
+    with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["lcc"] == "0":
+                ratio = float(row["prediction_ml"]) / float(row["reference_ml"])
+                ratios[row["settings_hash"]].append(ratio)
+    means = [f"{np.mean(ratios[runs[key]]):.2f}" for key in (*asked, ("supervised", "faithful"))]
+    told = "have {}, {}, {} and {} of its volume on average, supervised's {}".format(*means)
+    assert told in " ".join(text_of("docs/benchmark.md").split())
+
+
+def test_what_dropout_costs_is_in_the_development_record():
+    with (ROOT / "results" / "development.csv").open(newline="", encoding="utf-8") as file:
+        dice = {row["overrides"]: float(row["dice"]) for row in csv.DictReader(file)}
+    said = text_of("docs/benchmark.md")
+    for changed in ("", " train.weights=ema train.ema_decay=0", " method.dropout=0"):
+        cps, mcnet = (
+            dice[f"method.name={name} train.seed=0 method.preset=faithful{changed}"]
+            for name in ("cps", "mcnet")
+        )
+        assert f" | {cps:.3f} | {mcnet:.3f} |" in said
