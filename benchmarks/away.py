@@ -156,6 +156,7 @@ def train_away(folder: Path, minutes: float, part_mib: float | None = None) -> N
             row = log.row(state.step, state.optimizer.param_groups[0]["lr"])
             print(state.step, {name: round(row[name], 4) for name in ("total", *loss)}, flush=True)
         if state.step % settings.checkpoint_every == 0 or last or late:
+            state.require_finite()
             log.write()
             save_state(checkpoint, {**state.state_dict(), "log": log.state_dict()})
         if late and not last:

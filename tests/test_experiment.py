@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from toy import TINY
-from vclipseg import commands, experiment
+from vclipseg import commands, experiment, training
 from vclipseg.checkpoint import load_model, load_state
 from vclipseg.config import load_experiment
 from vclipseg.console import Console
@@ -24,9 +25,11 @@ from vclipseg.errors import DataError, OutOfMemory, Stopped, UsageError
 from vclipseg.experiment import evaluate_run, held_in_memory, new_run, stop_signals, train_run
 from vclipseg.inference import load
 from vclipseg.methods import METHODS
+from vclipseg.methods.base import Loss, Term
 from vclipseg.networks.text import TextVectors
 from vclipseg.runlog import read_log
 from vclipseg.runs import Run, identity
+from vclipseg.training import NonFiniteLossError
 
 QUIET = Console(quiet=True)
 
@@ -350,6 +353,16 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     cases = experiment.prepare_data(broken.experiment, tiny_data, QUIET, broken.plan).cases
     train_run(broken, cases, QUIET)
     assert same(content_of(broken), content_of(whole))
+
+
+def test_a_stop_saves_nothing_that_is_not_finite(tiny_data, tmp_path, stop_at, monkeypatch):
+    """Where losses are read only now and then, as on a GPU, one may have broken since."""
+    broken = Loss(supervised=Term(1.0, torch.tensor(math.nan)))
+    monkeypatch.setattr(training, "follow", lambda state, _: state.unseen.append((0, broken)))
+    stop_at(1, signal.SIGTERM)
+    with pytest.raises(NonFiniteLossError, match=r"step 0.*supervised=nan"):
+        train_tiny(tiny_data, tmp_path / "run", "supervised")
+    assert not Run.open(tmp_path / "run").state_path.exists()
 
 
 def test_a_signal_at_the_last_step_stops_nothing(tiny_data, tmp_path, stop_at):

@@ -165,6 +165,7 @@ def train_run(
                 row = log.row(state.step, state.optimizer.param_groups[0]["lr"])
                 advance(state.step, describe_row(row, loss))
             if state.step % settings.checkpoint_every == 0 or last or stop:
+                state.require_finite()
                 log.write()
                 saved = {**state.state_dict(), "log": log.state_dict()}
                 if is_first():

@@ -33,11 +33,13 @@ def largest_components(labels: Tensor) -> Tensor:
     """Labels (N, X, Y, Z) with all but the largest piece of each class of each patch made background."""
     from scipy import ndimage
 
-    found = labels.cpu().numpy()
+    found = labels.to(torch.int16).cpu().numpy()  # a quarter of the bytes to send and to read
     kept = np.zeros_like(found)
     for patch, into in zip(found, kept, strict=True):
-        for k in np.unique(patch[patch > 0]):
-            pieces, _ = ndimage.label(patch == k, np.ones((3, 3, 3)))
+        for k, box in enumerate(ndimage.find_objects(patch), start=1):
+            if box is None:  # no voxel of this class
+                continue
+            pieces, _ = ndimage.label(patch[box] == k, np.ones((3, 3, 3)))
             sizes = np.bincount(pieces.ravel())
-            into[pieces == 1 + sizes[1:].argmax()] = k
-    return torch.from_numpy(kept).to(labels.device)
+            into[box][pieces == 1 + sizes[1:].argmax()] = k
+    return torch.from_numpy(kept).to(labels)

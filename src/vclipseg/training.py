@@ -113,6 +113,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor] = field(default_factory=dict)  # empty unless weights = "ema"
     step: int = 0
+    unseen: list[tuple[int, Loss]] = field(default_factory=list)  # steps whose losses no one read
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; tensors are not copied."""
@@ -130,6 +131,16 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["average"].items():
             self.average[name].copy_(value)
+
+    def require_finite(self) -> None:
+        """Read the losses that no one has read yet, as before a checkpoint.
+
+        Raises:
+            NonFiniteLossError: one of them is NaN or infinite.
+        """
+        if self.unseen:
+            require_finite(self.unseen)
+            self.unseen.clear()
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that are evaluated: the average where there is one, else the last."""
@@ -211,13 +222,13 @@ def train(
 
     Raises:
         NonFiniteLossError: a term of the loss is NaN or infinite. A GPU would have to be waited for to
-            know: there it is raised with the next row of the log, and before a checkpoint.
+            know: there it is raised with the next row of the log or before a checkpoint that is due;
+            who saves in between asks `TrainState.require_finite` first.
     """
     if machine.device.type == "cpu":
         keep_freed_memory()
     method, optimizer = state.method.train(), state.optimizer
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    unseen: list[tuple[int, Loss]] = []
     while state.step < settings.steps:
         step = state.step
         torch.manual_seed(settings.seed * 1_000_003 + step)
@@ -231,10 +242,9 @@ def train(
         with machine.autocast(), own_draws():
             loss = method.loss(batch, step)
         total = loss.total
-        unseen.append((step, detached(loss)))
+        state.unseen.append((step, detached(loss)))
         if machine.device.type == "cpu" or settings.is_read_after(step + 1):
-            require_finite(unseen)
-            unseen.clear()
+            state.require_finite()
         total.backward()
         average_gradients(trained)
         optimizer.step()

@@ -35,7 +35,7 @@ def brightness_contrast(images: Tensor, generator: Generator, strength: float = 
 def noise(images: Tensor, generator: Generator, sigmas: tuple[float, float] = (0.1, 1.0)) -> Tensor:
     """Add Gaussian noise of a standard deviation U(*sigmas), in units of the image, cut at 2 of it."""
     sigma = uniform(images, *sigmas, generator)
-    drawn = torch.randn(images.shape, generator=generator).to(images)
+    drawn = sent(torch.randn(images.shape, generator=generator), images)
     return images + sigma * drawn.clamp(-2, 2)
 
 
@@ -51,7 +51,9 @@ def bias_field(
     drawn = torch.rand((len(images), *degrees.shape), generator=generator)
     coefficients = strength * (2 * drawn - 1) * (degrees <= order)
     axes = [torch.linspace(-1, 1, size)[:, None] ** powers for size in images.shape[2:]]
-    field = contract("nijk,xi,yj,zk->nxyz", coefficients.to(images), *(a.to(images) for a in axes))
+    field = contract(
+        "nijk,xi,yj,zk->nxyz", *(sent(factor, images) for factor in (coefficients, *axes))
+    )
     return images * field[:, None].exp()
 
 
@@ -77,7 +79,12 @@ def gaussian_blur(
 def uniform(images: Tensor, low: float, high: float, generator: Generator) -> Tensor:
     """A number from U(low, high) for each patch, (N, 1, 1, 1, 1)."""
     drawn = torch.rand((len(images), 1, 1, 1, 1), generator=generator)
-    return (low + (high - low) * drawn).to(images)
+    return sent(low + (high - low) * drawn, images)
+
+
+def sent(drawn: Tensor, images: Tensor) -> Tensor:
+    """What was drawn, where the images are and of their kind; a GPU is not waited for."""
+    return drawn.to(images, non_blocking=True)
 
 
 def contract(equation: str, *factors: Tensor) -> Tensor:
@@ -89,7 +96,7 @@ def contract(equation: str, *factors: Tensor) -> Tensor:
 def jitter(images: Tensor, strength: float, generator: Generator) -> Tensor:
     """Brightness and contrast of each image (B, C, X, Y, Z) times factors U(1 - s, 1 + s)."""
     factors = 1 + strength * (2 * torch.rand(2, len(images), 1, 1, 1, 1, generator=generator) - 1)
-    brightness, contrast = factors.to(images)
+    brightness, contrast = sent(factors, images)
     bright = images * brightness
     mean = bright.mean((1, 2, 3, 4), keepdim=True)
     return mean + (bright - mean) * contrast
@@ -103,7 +110,7 @@ def blur_slices(images: Tensor, sigmas: Tensor) -> Tensor:
     reach = int((3 * sigmas.max()).ceil())
     offsets = torch.arange(-reach, reach + 1)
     kernels = (-offsets.square() / (2 * sigmas[:, None].square())).softmax(1)  # (B, taps)
-    taps = kernels.T.to(images)[..., None, None, None, None]  # (taps, B, 1, 1, 1, 1)
+    taps = sent(kernels.T, images)[..., None, None, None, None]  # (taps, B, 1, 1, 1, 1)
     for axis, pads in ((2, (0, 0, 0, 0, reach, reach)), (3, (0, 0, reach, reach, 0, 0))):
         padded = F.pad(images, pads, mode="replicate")
         images = torch.zeros_like(images)
@@ -115,7 +122,7 @@ def blur_slices(images: Tensor, sigmas: Tensor) -> Tensor:
 def either(first: Tensor, second: Tensor, generator: Generator) -> Tensor:
     """Rows of one or of the other, by the toss of a coin for each."""
     coins = torch.rand(len(first), *[1] * (first.ndim - 1), generator=generator) < 0.5
-    return torch.where(coins.to(first.device), second, first)
+    return torch.where(coins.to(first.device, non_blocking=True), second, first)
 
 
 def jittered_and_blurred(images: Tensor, generator: Generator) -> Tensor:

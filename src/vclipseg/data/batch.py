@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vclipseg.data.augment import AugmentSettings, Parameters, change_intensity, draw, place
+from vclipseg.data.augment import AugmentSettings, change_intensity, draw, place
 from vclipseg.data.ignored import IGNORED
 from vclipseg.data.resident import Resident
 from vclipseg.ranks import own_seed
@@ -120,13 +120,14 @@ class PatchSampler:
         images, plain, labels = [], [], []
         for slot in slots:
             rng = np.random.default_rng((self.seed, 2, step, slot))
-            image = self.image(joint[slot])
-            known = self.labels(joint[slot]) if slot < num_labeled else None
+            case_id = joint[slot]
+            image = self._volume("image", self.image, case_id)
+            known = self.labels(case_id) if slot < num_labeled else None
             parameters = draw(self.augment, rng, image.shape[1:], self.patch, known, self.spacing)
-            plain.append(self._place(parameters, f"image {joint[slot]}", image))
+            plain.append(place(parameters, image))
             images.append(change_intensity(parameters, plain[-1]))
             if known is not None:
-                labels.append(self._place(parameters, f"labels {joint[slot]}", known))
+                labels.append(place(parameters, self._volume("labels", self.labels, case_id)))
         known_labels = stack(labels).long()
         return Batch(
             stack(images),
@@ -140,11 +141,11 @@ class PatchSampler:
         """The batches of steps `first_step` to `steps` - 1."""
         return (self.batch(step) for step in range(first_step, steps))
 
-    def _place(self, parameters: Parameters, name: str, array: np.ndarray) -> Any:
-        """The patch of a volume, an array or a tensor where volumes are cut."""
+    def _volume(self, kind: str, read: Callable[[str], np.ndarray], case_id: str) -> Any:
+        """A volume where it is cut: an array, or a tensor on the device that holds it."""
         if self.resident is None:
-            return place(parameters, array)
-        return place(parameters, self.resident(name, array))
+            return read(case_id)
+        return self.resident(f"{kind} {case_id}", lambda: read(case_id))
 
     def _generators(self, seed: int) -> tuple[torch.Generator, torch.Generator]:
         """The rank's own, and the one that is alike on all; with one rank they are the same."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,10 +22,10 @@ class Resident:
         self.room = room
         self.held: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, array: np.ndarray) -> Tensor:
-        """The volume of that name, `array` on the device."""
+    def __call__(self, name: str, read: Callable[[], np.ndarray]) -> Tensor:
+        """The volume of that name on the device; what is not held there is read."""
         if name not in self.held:
-            volume = torch.from_numpy(array).to(self.device)
+            volume = torch.from_numpy(read()).to(self.device)
             if volume.nbytes > self.room:
                 return volume
             self.room -= volume.nbytes

@@ -149,7 +149,8 @@ class CrossMatch(Method):
     def boxes(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Where the donors go, (N, X, Y, Z)."""
         reverse = self.settings.box == "as_released"
-        return maybe_boxes(len(images), images.shape[2:], generator, reverse).to(images.device)
+        boxes = maybe_boxes(len(images), images.shape[2:], generator, reverse)
+        return boxes.to(images.device, non_blocking=True)
 
     def predict(self, images: Tensor) -> Tensor:
         """(B, C, X, Y, Z) -> (B, K, X, Y, Z)."""
