@@ -928,3 +928,18 @@ def test_what_dropout_costs_is_in_the_development_record():
             for name in ("cps", "mcnet")
         )
         assert f" | {cps:.3f} | {mcnet:.3f} |" in said
+    for name, changed in (
+        ("plus method.dropout=0", "mcnet"),
+        ("faithful method.dropout=0", "vclipseg"),
+    ):
+        found = dice[f"method.name={changed} train.seed=0 method.preset={name}"]
+        assert f" {found:.3f} |" in said
+    for name, changed in (
+        ("supervised", ""),
+        ("supervised", " method.patches=[2,0]"),
+        ("mean_teacher", ""),
+        ("mean_teacher", " method.dropout=0"),
+        ("mean_teacher", " method.warmup=0.4"),
+    ):
+        found = dice[f"method.name={name} train.seed=0 method.preset=faithful{changed}"]
+        assert f" | {found:.3f} |" in said
