@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,13 +122,14 @@ class PatchSampler:
         for slot in slots:
             rng = np.random.default_rng((self.seed, 2, step, slot))
             case_id = joint[slot]
-            image = self._volume("image", self.image, case_id)
+            image = self._volume(f"image {case_id}", partial(self.image, case_id))
             known = self.labels(case_id) if slot < num_labeled else None
             parameters = draw(self.augment, rng, image.shape[1:], self.patch, known, self.spacing)
             plain.append(place(parameters, image))
             images.append(change_intensity(parameters, plain[-1]))
             if known is not None:
-                labels.append(place(parameters, self._volume("labels", self.labels, case_id)))
+                held = self._volume(f"labels {case_id}", partial(np.asarray, known))
+                labels.append(place(parameters, held))
         known_labels = stack(labels).long()
         return Batch(
             stack(images),
@@ -141,11 +143,11 @@ class PatchSampler:
         """The batches of steps `first_step` to `steps` - 1."""
         return (self.batch(step) for step in range(first_step, steps))
 
-    def _volume(self, kind: str, read: Callable[[str], np.ndarray], case_id: str) -> Any:
+    def _volume(self, name: str, read: Callable[[], np.ndarray]) -> Any:
         """A volume where it is cut: an array, or a tensor on the device that holds it."""
         if self.resident is None:
-            return read(case_id)
-        return self.resident(f"{kind} {case_id}", lambda: read(case_id))
+            return read()
+        return self.resident(name, read)
 
     def _generators(self, seed: int) -> tuple[torch.Generator, torch.Generator]:
         """The rank's own, and the one that is alike on all; with one rank they are the same."""
