@@ -191,7 +191,7 @@ def test_a_step_of_the_methods_beside_it_waits_for_nothing(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ua_mt", "caussl", "crossmatch", "vclipseg_x"])
+@pytest.mark.parametrize("name", ["ua_mt", "caussl", "ad_mt", "crossmatch", "vclipseg_x"])
 def test_a_step_may_send_what_it_draws_but_reads_nothing_back(name, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # this device has none
     steps_nowhere(build(name, "robust", steps=4), tmp_path, sends=True)

@@ -66,9 +66,9 @@ def extremes(values: Tensor, percent: float) -> tuple[Tensor, Tensor]:
     if not values.numel():
         return values.bool(), values.bool()
     flat = values.flatten()
-    below = math.floor(
-        percent / 100 * (len(flat) - 1)
-    )  # order statistics hold for interpolated ones
-    low = flat.kthvalue(below + 1).values
-    high = flat.kthvalue(len(flat) - below).values
+    # order statistics hold for interpolated ones
+    count = 1 + math.floor(percent / 100 * (len(flat) - 1))
+    # kthvalue has one block of a GPU search all values; topk spreads them
+    low = flat.topk(count, largest=False, sorted=False).values.amax()
+    high = flat.topk(count, sorted=False).values.amin()
     return values <= low, values >= high

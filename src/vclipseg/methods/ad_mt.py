@@ -13,7 +13,7 @@ intensity, in the second one's CutMix of the weak views; only the teacher whose 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -140,7 +140,10 @@ class ADMT(Method):
 
 
 class Turns(nn.Module):
-    """Whose turn it is, for a random number of steps up to `longest`; all of it is state."""
+    """Whose turn it is, for a random number of steps up to `longest`; all of it is state.
+
+    It stays on the CPU, where it is read: nothing waits for the device.
+    """
 
     state: Tensor  # whose turn, steps of it that are done, steps of it
 
@@ -148,6 +151,9 @@ class Turns(nn.Module):
         super().__init__()
         self.longest = longest
         self.register_buffer("state", torch.tensor([0, 0, self.draw()]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return self
 
     @property
     def whose(self) -> int:
