@@ -940,6 +940,9 @@ def test_what_dropout_costs_is_in_the_development_record():
         ("mean_teacher", ""),
         ("mean_teacher", " method.dropout=0"),
         ("mean_teacher", " method.warmup=0.4"),
+        ("ua_mt", " method.dropout=0"),
     ):
         found = dice[f"method.name={name} train.seed=0 method.preset=faithful{changed}"]
         assert f" | {found:.3f} |" in said
+    original = "method.name=cps train.seed=0 method.preset=original method.unlabeled_weight"
+    assert f"(`method.unlabeled_weight=0.5`) it does so too: {dice[f'{original}=0.5']:.3f}." in said

@@ -288,6 +288,7 @@ def test_one_bad_case_does_not_stop_the_others(changeable, tmp_path):
     assert run(changeable, tmp_path / "data").kept == 3
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same_files(imported, archive, tmp_path):
     pooled = run(archive, tmp_path / "data", workers=2)
     for path in stamps(imported.folder):
