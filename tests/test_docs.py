@@ -944,5 +944,7 @@ def test_what_dropout_costs_is_in_the_development_record():
     ):
         found = dice[f"method.name={name} train.seed=0 method.preset=faithful{changed}"]
         assert f" | {found:.3f} |" in said
+    ssl4mis = dice["method.name=cps train.seed=0 method.preset=ssl4mis method.dropout=0"]
+    assert f"CPS `ssl4mis` has {ssl4mis:.3f} without dropout" in said
     original = "method.name=cps train.seed=0 method.preset=original method.unlabeled_weight"
     assert f"(`method.unlabeled_weight=0.5`) it does so too: {dice[f'{original}=0.5']:.3f}." in said
