@@ -947,4 +947,5 @@ def test_what_dropout_costs_is_in_the_development_record():
     ssl4mis = dice["method.name=cps train.seed=0 method.preset=ssl4mis method.dropout=0"]
     assert f"CPS `ssl4mis` has {ssl4mis:.3f} without dropout" in said
     original = "method.name=cps train.seed=0 method.preset=original method.unlabeled_weight"
-    assert f"(`method.unlabeled_weight=0.5`) it does so too: {dice[f'{original}=0.5']:.3f}." in said
+    some, none = (f"{dice[f'{original}={weight}']:.3f}" for weight in ("0.5", "0"))
+    assert f"=0.5`) it has\n{some}, and with none (`method.unlabeled_weight=0`) {none}." in said
