@@ -112,8 +112,9 @@ class ADMT(Method):
         if self.turns.whose == 0:
             changed = sometimes(brightness_contrast(weak, generator), weak, 0.8, generator)
             return sometimes(noise(changed, generator), changed, 0.2, generator), lambda x: x
-        boxes = centered_boxes(len(weak), weak.shape[2:], generator).to(weak.device)
-        partner = torch.randperm(len(weak), generator=generator).to(weak.device)
+        boxes = centered_boxes(len(weak), weak.shape[2:], generator)
+        partner = torch.randperm(len(weak), generator=generator)
+        boxes, partner = (t.to(weak.device, non_blocking=True) for t in (boxes, partner))
 
         def cut(x: Tensor) -> Tensor:
             return paste(x, x[partner], boxes)
