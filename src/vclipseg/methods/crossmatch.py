@@ -9,8 +9,8 @@
 z_w, z_1 and z_2 are the network's outputs for the weak view and two strong ones of an unlabeled patch;
 z^- and z^+ are decoded from feature maps of which whole channels are dropped, few and many. Y, Y^- and
 Y^+ are the labels that z_w, z_w^- and z_w^+ give. D is the Dice loss over the voxels whose label is at
-least tau(t) probable. Both strong views hold a box of a donor, another unlabeled patch; Y_1 and Y_2 hold
-the donor's labels there.
+least tau(t) probable. A strong view holds, half of the time, a box of a donor, another unlabeled patch;
+Y_1 and Y_2 hold the donor's labels there.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class CrossMatchSettings(MethodSettings):
 
     name: Literal["crossmatch"] = "crossmatch"
     donors: Literal["neighbor", "further"] = "neighbor"
-    """What a box is cut from: the next unlabeled patch of the step, or, as published, further ones: the
-    second half of the unlabeled patches, which give boxes only."""
+    """What a box is cut from: the unlabeled patch before it in the step, or, as published, further ones:
+    the second half of the unlabeled patches, which give boxes only."""
     strong_weight: Annotated[float, Field(ge=0)] = 0.25
     """Weight w_s of each strong view."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.3
