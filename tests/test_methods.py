@@ -391,6 +391,14 @@ def test_learns_balls(name, preset_name):
     assert foreground_dice(probs, test.labels) > 0.85
 
 
+@each_method
+def test_sgd_goes_on_after_a_warm_up(name):
+    """Terms that begin later give weights their first gradients then."""
+    method = build(name, "faithful", steps=4, warmup=0.5, **unsure(name))
+    state = fit(method, fast(steps=4, optimizer="sgd"))
+    assert state.step == 4
+
+
 # Going on from an earlier run
 
 

@@ -22,6 +22,7 @@ from vclipseg.training import (
     TrainSettings,
     learning_rate,
     make_machine,
+    make_optimizer,
     measure_statistics,
     require_finite,
     start,
@@ -92,6 +93,17 @@ def test_sgd_with_momentum_and_decay(power):
         velocity = 0.8 * velocity + (w - target) + 0.01 * w
         w -= 0.1 * (1 - step / 12) ** power * velocity
         assert rows[step][2] == pytest.approx(w, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_may_have_their_first_gradient_later_than_others(optimizer):
+    early, late = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    stepper = make_optimizer([early, late], fast(steps=2, optimizer=optimizer, lr=0.1))
+    early.grad = torch.ones(1)
+    stepper.step()
+    late.grad = torch.ones(1)
+    stepper.step()
+    assert early < late < 1
 
 
 def test_adamw():

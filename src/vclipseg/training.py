@@ -183,16 +183,15 @@ def start(method: Method, settings: TrainSettings, machine: Machine) -> TrainSta
 def make_optimizer(parameters: list, settings: TrainSettings) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW."""
     s = settings
-    fused = parameters[0].device.type in ("cuda", "cpu") or None
-    if s.optimizer == "sgd":
+    if s.optimizer == "sgd":  # fused, it fails where some weights have their first gradient later
         return torch.optim.SGD(
             parameters,
             s.lr,
             momentum=s.momentum,
             weight_decay=s.weight_decay,
             nesterov=s.nesterov,
-            fused=fused,
         )
+    fused = parameters[0].device.type in ("cuda", "cpu") or None
     return torch.optim.AdamW(parameters, s.lr, weight_decay=s.weight_decay, fused=fused)
 
 
