@@ -57,6 +57,15 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch, tmp_path):
     assert launch.own_environment(1, "1")["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_no_worker_waits_for_a_first_stage_while_there_is_other_work():
+    """Cells 1 and 2 share the first stage "f"; cell 3 has none."""
+    one, two = (Order(name, {}, name, "data", first_folder="f") for name in ("1", "2"))
+    three = Order("3", {}, "3", "data")
+    assert launch.next_order([one, two, three], []) is one
+    assert launch.next_order([two, three], [one]) is three
+    assert launch.next_order([two], [one]) is two
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +46,16 @@ def local(workers: int, threads: int) -> Launcher:
     """
 
     def launch(orders: Sequence[Order], stopped: Callable[[], int]) -> Iterator[Ended]:
-        waiting, running = deque(orders), dict[int, _Process]()
+        waiting, running = list(orders), dict[int, _Process]()
         gpus = visible_gpus()
         try:
             while running or (waiting and not stopped()):
                 for place in range(workers):
                     if waiting and place not in running and not stopped():
                         gpu = gpus[place % len(gpus)] if gpus else None
-                        running[place] = _Process(waiting.popleft(), threads, gpu)
+                        order = next_order(waiting, [p.order for p in running.values()])
+                        waiting.remove(order)
+                        running[place] = _Process(order, threads, gpu)
                 for process in running.values() if stopped() else ():
                     process.stop(stopped())
                 for place in [place for place, process in running.items() if process.ended]:
@@ -65,6 +66,12 @@ def local(workers: int, threads: int) -> Launcher:
                 process.stop(15)
 
     return launch
+
+
+def next_order(waiting: Sequence[Order], running: Iterable[Order]) -> Order:
+    """The first of those waiting that need not wait for a first stage which a running one makes, if any."""
+    made = {order.first_folder for order in running if order.first_folder}
+    return next((order for order in waiting if order.first_folder not in made), waiting[0])
 
 
 def visible_gpus() -> list[str]:
