@@ -22,12 +22,15 @@ from vclipseg.console import Console
 from vclipseg.data.datasets import Dataset
 from vclipseg.errors import UsageError
 from vclipseg.experiment import open_split
-from vclipseg.inference import load
+from vclipseg.inference import Predictor, load
+from vclipseg.methods.base import Method
+from vclipseg.networks.vnet import Head
 from vclipseg.scores import write_rows
 
 COLUMNS = (
     *("recipe", "overrides", "seed", "cases", "threshold", "dice"),
     "highest",  # mean over cases of the highest probability of any voxel
+    "ceiling",  # the highest probability that the weights of the last convolution allow
     *("device", "commit"),
 )
 THRESHOLDS = (0.5, 0.4, 0.3, 0.2, 0.1)
@@ -46,13 +49,15 @@ def main() -> None:
     experiment = load_experiment(arguments.recipe, arguments.overrides)
     run = finished(arguments.out, experiment)
     dataset, split = open_split(experiment, arguments.data)
-    dices, highest = measure(run.folder, dataset, split.unlabeled)
+    predictor = load(run.folder)
+    dices, highest = measure(predictor, dataset, split.unlabeled)
     about = {
         "recipe": arguments.recipe.as_posix(),
         "overrides": " ".join(arguments.overrides),
         "seed": experiment.train.seed,
         "cases": len(split.unlabeled),
         "highest": f"{highest:.4f}",
+        "ceiling": f"{ceiling(predictor.method):.4f}",
         **trained_on(run),
     }
     rows = [
@@ -60,19 +65,35 @@ def main() -> None:
         for threshold, dice in zip(THRESHOLDS, dices, strict=True)
     ]
     for row in rows:
-        print(row["threshold"], row["dice"], row["highest"])
+        print(row["threshold"], row["dice"], row["highest"], row["ceiling"])
     add_rows(arguments.record, rows)
 
 
-def measure(folder: Path, dataset: Dataset, case_ids: tuple[str, ...]) -> tuple[list[float], float]:
+def ceiling(method: Method) -> float:
+    """The highest probability of foreground that any head which predicts can give.
+
+    A head reads features that are never negative. Where none counts for the foreground more than for
+    the background, nothing lifts its probability above what the biases give.
+    """
+    ceilings = []
+    for name, head in method.named_modules():
+        if not isinstance(head, Head) or name.startswith(method.training_only):
+            continue
+        weights, bias = (p[1] - p[0] for p in (head.weight, head.bias))
+        ceilings.append(1.0 if (weights > 0).any() else bias.sigmoid().item())
+    return max(ceilings)
+
+
+def measure(
+    predictor: Predictor, dataset: Dataset, case_ids: tuple[str, ...]
+) -> tuple[list[float], float]:
     """Mean Dice at each threshold, and the mean of the highest probabilities.
 
     Raises:
-        UsageError: the run has more than one foreground class.
+        UsageError: the model has more than one foreground class.
     """
-    predictor = load(folder)
-    if len(predictor.class_names) != 2:
-        raise UsageError(f"{folder}: thresholds are for one foreground class")
+    if (classes := len(predictor.class_names) - 1) != 1:
+        raise UsageError(f"thresholds are for one foreground class, and the model has {classes}")
     dices, highest = [], []
     with Console().bar("thresholds", len(case_ids)) as advance:
         for done, case_id in enumerate(case_ids, 1):

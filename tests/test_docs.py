@@ -944,8 +944,54 @@ def test_what_dropout_costs_is_in_the_development_record():
     ):
         found = dice[f"method.name={name} train.seed=0 method.preset=faithful{changed}"]
         assert f" | {found:.3f} |" in said
-    ssl4mis = dice["method.name=cps train.seed=0 method.preset=ssl4mis method.dropout=0"]
-    assert f"CPS `ssl4mis` has {ssl4mis:.3f} without dropout" in said
-    original = "method.name=cps train.seed=0 method.preset=original method.unlabeled_weight"
-    some, none = (f"{dice[f'{original}={weight}']:.3f}" for weight in ("0.5", "0"))
-    assert f"=0.5`) it has\n{some}, and with none (`method.unlabeled_weight=0`) {none}." in said
+    caml = dice[
+        "method.name=caml train.seed=0 method.preset=faithful method.consistency_weight=0.1"
+    ]
+    assert f"(`method.consistency_weight=0.1`) gives {caml:.3f}" in said
+
+
+def test_what_cps_loses_is_in_the_development_record():
+    with (ROOT / "results" / "development.csv").open(newline="", encoding="utf-8") as file:
+        dice = {row["overrides"]: float(row["dice"]) for row in csv.DictReader(file)}
+    said = " ".join(text_of("docs/benchmark.md").split())
+    dlb, ssl4mis, default = (
+        f"{dice[f'method.name=cps train.seed=0 method.preset={changed}']:.3f}"
+        for changed in (
+            "cps_dlb method.dropout=0",
+            "ssl4mis method.dropout=0",
+            "ssl4mis method.dropout=0 method.initialization=default",
+        )
+    )
+    assert f"| {dlb} | In this one seed it is dropout" in said
+    assert f"`ssl4mis` has {ssl4mis} without dropout" in said
+    assert f"(`method.initialization=default`) it has {default}." in said
+    two = "method.name=supervised train.seed=0 method.preset=faithful method.patches=[2,0]"
+    alone = "method.dice_weight=0 method.ce_weight=1"
+    plain, slow, fast, whole = (
+        f"{dice[f'{two} {changed}']:.3f}"
+        for changed in (
+            "method.dropout=0 train.lr_power=0.9",
+            f"{alone} train.lr=0.005 train.lr_power=0.9",
+            f"{alone} train.lr=0.02 train.lr_power=0.9",
+            f"{alone} method.dropout=0 train.lr=0.005 train.lr_power=0.9",
+        )
+    )
+    assert f"supervised without dropout has {plain}." in said
+    assert f"has {slow}; with four times the rate it has {fast}, without dropout {whole}." in said
+
+
+def test_what_is_said_of_thresholds_is_in_their_record():
+    said = " ".join(text_of("docs/benchmark.md").split())
+    with (ROOT / "results" / "thresholds.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for overrides in dict.fromkeys(row["overrides"] for row in rows):
+        of_run = [row for row in rows if row["overrides"] == overrides]
+        half = next(row for row in of_run if row["threshold"] == "0.5")
+        best = max(of_run, key=lambda row: float(row["dice"]))
+        dice, highest, ceiling = (float(best[key]) for key in ("dice", "highest", "ceiling"))
+        if "ssl4mis" in overrides:
+            assert f"the best, {best['threshold']}, gives {dice:.3f}." in said
+        else:
+            assert float(half["dice"]) == 0
+            shown = f"0.000 | {dice:.3f} ({best['threshold']}) | {highest:.3f} | {ceiling:.3f} |"
+            assert shown in said
