@@ -129,6 +129,7 @@ class Threshold:
 
     description = {"channel_names": ["CT"]}  # noqa: RUF012
     label_values = (0, 1)
+    class_names = ("background", "bone")
 
     def predict(self, volume):
         return Volume((volume.array[0] > 150).astype(np.uint8), volume.affine)

@@ -14,7 +14,7 @@ from vclipseg.data.dicom import read_series
 from vclipseg.data.dicom_objects import KINDS
 from vclipseg.data.volume import Volume, read_image, read_labels, reorient, write
 from vclipseg.errors import DataError, UsageError
-from vclipseg.scans import find_scans, mask_path, object_kind, predict_scans
+from vclipseg.scans import find_scans, mask_path, not_found, object_kind, predict_scans
 
 sys.path.append(str(Path(__file__).parent / "data"))
 import dicom_made
@@ -343,6 +343,28 @@ def test_voxels_that_are_no_numbers_are_told(tmp_path, capsys):
     write(Volume(array * np.nan, AFFINE), tmp_path / "all.nii.gz")
     with pytest.raises(DataError, match="no voxel is a number"):
         predict(Threshold(), [tmp_path / "all.nii.gz"], tmp_path / "masks")
+
+
+def test_a_class_that_masks_lack_is_told(tmp_path, capsys):
+    for name, value in (("a", 1.0), ("b", -1.0)):
+        write(Volume(np.full((1, 6, 5, 4), value, np.float32), AFFINE), tmp_path / f"{name}.nii.gz")
+
+    def told(folder, *names):
+        scans = [tmp_path / f"{name}.nii.gz" for name in names]
+        predict_scans(Threshold(), scans, tmp_path / folder, Console())
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "not found" not in told("one", "a")
+    assert told("two", "a", "b").endswith("left atrium: not found in 1 of 2 scan(s): b")
+    assert "in 1 of 1 scan(s): b; are they of the kind that the model was trained on?" in told(
+        "3", "b"
+    )
+
+
+def test_many_scans_without_a_class_are_not_all_named():
+    found = [*((str(number), [0, 1]) for number in range(7)), ("7", [0, 1, 2])]
+    lines = list(not_found(("background", "liver", "tumor"), found))
+    assert lines == ["tumor: not found in 7 of 8 scan(s): 0, 1, 2, 3, 4 and 2 more"]
 
 
 def test_an_output_that_is_another_file(tmp_path):

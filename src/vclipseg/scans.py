@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vclipseg.console import Console
 from vclipseg.data.cases import image_files
@@ -220,24 +222,51 @@ def predict_scans(
         raise UsageError(f"{min(twice)}: two scans of the same name would be written there")
     written: list[Path] = []
     failed: list[DataError] = []
+    found: list[tuple[str, Collection[int]]] = []
     with console.bar("predict", len(scans)) as advance:
         for done, (scan, target, writer) in enumerate(
             zip(scans, targets, writers, strict=True), start=1
         ):
             try:
                 image = _read(scan, console)
-                written += _predict_scan(predictor, image, scan, target, writer, probabilities)
+                files, mask = _predict_scan(predictor, image, scan, target, writer, probabilities)
+                written += files
+                found.append((scan.name, np.unique(mask)))
             except DataError as error:
                 if len(scans) > 1:
                     console.note(f"{scan.name}: not predicted: {error}")
                 failed.append(error)
             advance(done, scan.name)
+    for note in not_found(predictor.class_names, found):
+        console.note(note)
     if failed:
         first = failed[0]
         if len(scans) == 1:
             raise first
         raise DataError(f"{len(failed)} of {len(scans)} scans were not predicted, first: {first}")
     return written
+
+
+def not_found(
+    class_names: Sequence[str], found: Sequence[tuple[str, Collection[int]]]
+) -> Iterator[str]:
+    """A line on each class, background aside, that masks lack.
+
+    Args:
+        class_names: of the model.
+        found: each scan's name, and the class indices in its mask.
+    """
+    for index, name in enumerate(class_names[1:], start=1):
+        lacking = [scan for scan, indices in found if index not in indices]
+        if not lacking:
+            continue
+        line = (
+            f"{name}: not found in {len(lacking)} of {len(found)} scan(s): {', '.join(lacking[:5])}"
+        )
+        line += f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        if len(lacking) == len(found):
+            line += "; are they of the kind that the model was trained on?"
+        yield line
 
 
 def _read(scan: Scan, console: Console) -> Volume:
@@ -255,18 +284,20 @@ def _predict_scan(
     target: Path,
     writer: Writer | DataError,
     probabilities: bool,
-) -> list[Path]:
-    """Write a scan's mask and, if asked, its probabilities; returns the files."""
+) -> tuple[list[Path], np.ndarray]:
+    """Write a scan's mask and, if asked, its probabilities; returns the files and the class indices."""
     if isinstance(writer, DataError):
         raise writer
     target.parent.mkdir(parents=True, exist_ok=True)
     if not probabilities:
-        writer(Volume(predictor.predict(image).array, image.affine), target)
-        return [target]
+        mask = predictor.predict(image).array
+        writer(Volume(mask, image.affine), target)
+        return [target], mask
     probs = predictor.probabilities(image)
     write(probs, _probs_path(target), like=scan.files[0])
-    writer(Volume(probs.array.argmax(0), image.affine), target)
-    return [_probs_path(target), target]
+    mask = probs.array.argmax(0)
+    writer(Volume(mask, image.affine), target)
+    return [_probs_path(target), target], mask
 
 
 def refuse_scans(taken: Sequence[Path], scans: Sequence[Scan]) -> None:
